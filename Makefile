@@ -1,0 +1,57 @@
+# Every target does its own set-up on a machine that has Python >= 3.11, make and a network (for the set-up only).
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VENV = .venv
+# A second environment that holds only what a device installs: it proves that the runtime needs no torch.
+RUNTIME_VENV = .venv-runtime
+SET_UP = pyproject.toml constraints.txt
+
+.PHONY: setup demo test test-fullsize lint fmt bench clean
+
+setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cabochon needs Python 3.11 or newer: make PYTHON=python3.x")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(SET_UP) | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[convert,onnx]'
+	@touch $@
+
+$(VENV)/test.stamp: $(SET_UP) | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) torch
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test]'
+	@touch $@ $(VENV)/demo.stamp
+
+$(RUNTIME_VENV)/stamp: $(SET_UP)
+	@rm -rf $(RUNTIME_VENV)
+	$(PYTHON) -m venv $(RUNTIME_VENV)
+	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime tokenizers jinja2 soundfile soxr
+	@touch $@
+
+# Convert the small model in this repository and let it translate sentences that it never heard.
+demo: $(VENV)/demo.stamp
+	$(VENV)/bin/python models/tiny/demo.py
+
+test: setup lint
+	$(VENV)/bin/python -m pytest
+
+# A random model of E2B's size: 14 GB of disk for a few minutes.
+test-fullsize: setup
+	$(VENV)/bin/python -m pytest -m fullsize -s
+
+lint: $(VENV)/test.stamp
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+fmt: $(VENV)/test.stamp
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: $(VENV)/demo.stamp
+	$(VENV)/bin/python benchmarks/speed.py
+
+clean:
+	rm -rf $(VENV) $(RUNTIME_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,272 @@
+"""Reading a Hugging Face checkpoint folder tensor by tensor: config files and safetensors, without torch.
+
+A tensor is mapped, copied and unmapped again, so that converting ten gigabytes needs the memory of one tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cabochon.errors import CabochonError
+
+Float32Array = npt.NDArray[np.float32]
+
+BITS = {"F32": 32, "F16": 16, "BF16": 16}
+"""Storage types that can be read, by their safetensors names."""
+# The reference implementation refuses longer headers: https://github.com/huggingface/safetensors (format, "100MB").
+MAX_HEADER_BYTES = 100_000_000
+# Enough to keep numpy busy, little enough that a few copies in float32 stay far below a gigabyte.
+VALUES_AT_ONCE = 8 << 20
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+
+class CheckpointError(CabochonError, ValueError):
+    """A checkpoint that cannot be converted: missing, damaged, or of another architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """Where one tensor lies."""
+
+    name: str
+    file: Path
+    offset: int
+    """Byte of its first value in the file."""
+    shape: tuple[int, ...]
+    storage: str
+    """Safetensors' name of the type: BF16 …"""
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one step of the first dimension."""
+        return math.prod(self.shape[1:]) * BITS.get(self.storage, 8) // 8
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return math.prod(self.shape) * BITS.get(self.storage, 8) // 8
+
+
+class Checkpoint:
+    """A checkpoint folder whose files were found complete; remembers which tensors were read."""
+
+    def __init__(
+        self, folder: Path, records: dict[str, TensorRecord], on_read: Callable[[int], None] | None = None
+    ) -> None:
+        self.folder = folder
+        self._records = records
+        self._on_read = on_read or (lambda _: None)
+        self._read_names: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._records
+
+    @property
+    def unread_names(self) -> tuple[str, ...]:
+        """Tensors that nobody asked for so far."""
+        return tuple(sorted(self._records.keys() - self._read_names))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weight files, in name order."""
+        return tuple(sorted({record.file for record in self._records.values()}))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the weight files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def size_of(self, prefix: str) -> int:
+        """Bytes of the tensors whose names start so."""
+        return sum(record.size for name, record in self._records.items() if name.startswith(prefix))
+
+    def record(self, name: str) -> TensorRecord:
+        """The record of a tensor that must exist."""
+        if name not in self._records:
+            raise CheckpointError(f"{self.folder} has no tensor {name}, which its config.json asks for.")
+        return self._records[name]
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+        """A whole tensor as float32; CheckpointError unless it has the shape that the config leads to expect."""
+        record = self._expect(name, shape)
+        values = _read_values(record, 0, math.prod(shape)).reshape(shape)
+        self._on_read(record.size)
+        return values
+
+    def read_rows(self, name: str, shape: tuple[int, int], rows: range | None = None) -> Iterator[Float32Array]:
+        """Some or all rows of a matrix as float32, a few megabytes at a time: [some rows, columns]."""
+        record = self._expect(name, shape)
+        for part in _row_parts(rows or range(shape[0]), shape[1]):
+            yield _read_values(record, part.start * shape[1], len(part) * shape[1]).reshape(len(part), shape[1])
+            self._on_read(len(part) * record.row_bytes)
+
+    def read_stored_rows(self, name: str, shape: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of a matrix as they are stored, a few megabytes at a time: uint8 [some rows, row bytes]."""
+        record = self._expect(name, shape)
+        for part in _row_parts(range(shape[0]), shape[1]):
+            offset = record.offset + part.start * record.row_bytes
+            yield np.array(np.memmap(record.file, np.uint8, "r", offset, (len(part), record.row_bytes)))
+            self._on_read(len(part) * record.row_bytes)
+
+    def _expect(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
+        record = self.record(name)
+        self._read_names.add(name)
+        if record.shape != shape:
+            raise CheckpointError(
+                f"the tensor {name} has shape {list(record.shape)}, but config.json leads to {list(shape)}: "
+                "the weights do not belong to this config."
+            )
+        if record.storage not in BITS:
+            raise CheckpointError(
+                f"the tensor {name} is stored as {record.storage}, expected one of {', '.join(BITS)}: "
+                "convert an unquantized checkpoint."
+            )
+        return record
+
+
+def open_checkpoint(folder: Path, on_read: Callable[[int], None] | None = None) -> Checkpoint:
+    """Find all tensors of a checkpoint folder: one `model.safetensors`, or shards with an index.
+
+    Args:
+        folder: the checkpoint.
+        on_read: called with the number of bytes whenever some were read.
+
+    Raises:
+        CheckpointError: no checkpoint, a missing shard, a damaged header, a truncated file.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint.")
+    if not (folder / "config.json").is_file():
+        kind = "a LoRA adapter, merge it into its model first" if (folder / "adapter_config.json").is_file() else None
+        raise CheckpointError(f"{folder} is {kind or 'not a Hugging Face checkpoint: it has no config.json'}.")
+    records: dict[str, TensorRecord] = {}
+    try:
+        for file in _weight_files(folder):
+            records.update(_read_header(file))
+        _check_index(folder, records)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}).") from None
+    return Checkpoint(folder, records, on_read)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; CheckpointError when it is no such thing."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: copy the whole checkpoint folder.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object.")
+    return value
+
+
+def hash_checkpoint(checkpoint: Checkpoint, progress: Callable[[int], None]) -> str:
+    """SHA-256 over config.json and the weight files, in this order; reports the bytes it went through."""
+    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
+    buffer = memoryview(bytearray(1 << 20))
+    for path in checkpoint.files:
+        with path.open("rb") as file:
+            while count := file.readinto(buffer):
+                digest.update(buffer[:count])
+                progress(count)
+    return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX_NAME).is_file():
+        weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+        names = weight_map.values() if isinstance(weight_map, dict) else []
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise CheckpointError(f"{folder / INDEX_NAME} has no usable weight_map.")
+        files = [folder / name for name in sorted(set(names))]
+        for file in files:
+            if not file.is_file():
+                raise CheckpointError(f"the shard {file} is missing, but {INDEX_NAME} lists it: download it again.")
+        return files
+    if not (folder / SINGLE_NAME).is_file():
+        raise CheckpointError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}: expected safetensors weights.")
+    return [folder / SINGLE_NAME]
+
+
+def _check_index(folder: Path, records: dict[str, TensorRecord]) -> None:
+    if (folder / INDEX_NAME).is_file():
+        for name, file in read_json(folder / INDEX_NAME)["weight_map"].items():
+            if name not in records or records[name].file.name != file:
+                raise CheckpointError(f"{INDEX_NAME} says that {file} holds {name}, but it does not: get it again.")
+
+
+def _read_header(path: Path) -> dict[str, TensorRecord]:
+    """Records of one safetensors file: 8 bytes of header length, a JSON header, the values."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(f"{path} is truncated or not a safetensors file: download it again.")
+        try:
+            header = json.loads(file.read(length))
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{path} has a damaged safetensors header: download it again.") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has a damaged safetensors header: download it again.")
+    header.pop("__metadata__", None)
+    return {name: _read_record(path, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _read_record(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> TensorRecord:
+    try:
+        begin, end = entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        storage = entry["dtype"]
+        whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
+        sound = whole and isinstance(storage, str) and begin <= end
+        sound = sound and (storage not in BITS or (end - begin) * 8 == math.prod(shape) * BITS[storage])
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise CheckpointError(f"{path} describes the tensor {name} wrongly: download it again.")
+    if data_start + end > file_size:
+        missing = data_start + end - file_size
+        raise CheckpointError(f"{path} is truncated: {name} ends {missing} bytes behind its end, download it again.")
+    return TensorRecord(name, path, data_start + begin, shape, storage)
+
+
+def _row_parts(rows: range, columns: int) -> Iterator[range]:
+    """Cut rows into parts of at most 8 M values."""
+    step = max(1, VALUES_AT_ONCE // columns)
+    for start in range(rows.start, rows.stop, step):
+        yield range(start, min(start + step, rows.stop))
+
+
+def _read_values(record: TensorRecord, first: int, count: int) -> Float32Array:
+    """Some consecutive values of a tensor as float32."""
+    item = BITS[record.storage] // 8
+    stored = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[record.storage])
+    if count == 0:
+        return np.zeros(0, np.float32)
+    with record.file.open("rb") as file:
+        # A file-backed page counts as resident until it is unmapped, and this map lives as long as this call.
+        mapped = np.memmap(file, stored, "r", record.offset + first * item, (count,))
+        if record.storage != "BF16":
+            return np.array(mapped, np.float32)
+        values = mapped.astype(np.uint32)
+    # A bfloat16 is the upper half of a float32.
+    values <<= 16
+    result: Float32Array = values.view(np.float32)
+    return result
+
+
+def checkpoint_name(folder: Path) -> str:
+    """How the package names its source: the folder's own name, without the path of this machine."""
+    return folder.resolve().name

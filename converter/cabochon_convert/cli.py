@@ -1,0 +1,117 @@
+"""The `cabochon-convert` command. The only module of the converter that prints."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cabochon
+from cabochon.cli import errors_in_one_sentence
+from cabochon.errors import RequestError, missing_dependency
+from cabochon_convert.recipes import RECIPES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, 1 when a verification failed, 2 for an error to be mended."""
+    parsed = _parser().parse_args(arguments)
+    with errors_in_one_sentence("cabochon-convert") as outcome:
+        outcome.status = _convert(parsed)
+    return outcome.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cabochon-convert",
+        description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
+    )
+    parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
+    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder with config.json and safetensors")
+    parser.add_argument("output", type=Path, help="folder of the package to be written")
+    parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
+    parser.add_argument("--recipe", choices=tuple(RECIPES), default="int4", help="quantization (default: int4)")
+    parser.add_argument(
+        "--context-length", type=int, default=4096, help="positions that the graph can address (default: %(default)s)"
+    )
+    parser.add_argument("--text-only", action="store_true", help="leave the audio encoder out")
+    parser.add_argument("--replace", action="store_true", help="replace a package that exists")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare with transformers and write report.json into the package"
+    )
+    return parser
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    try:
+        from cabochon_convert.convert import ConversionSettings, convert_onnx
+    except ImportError as error:
+        raise missing_dependency(str(error.name), "convert") from None
+    if arguments.context_length < 1:
+        raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
+    settings = ConversionSettings(
+        recipe=RECIPES[arguments.recipe],
+        context_length=arguments.context_length,
+        text_only=arguments.text_only,
+        replace=arguments.replace,
+    )
+    started = time.perf_counter()
+    with ProgressBars() as progress:
+        conversion = convert_onnx(arguments.checkpoint, arguments.output, settings, progress)
+    size = sum(record.size for record in conversion.manifest.files)
+    for note in conversion.notes:
+        print(f"note: {note}", file=sys.stderr)
+    seconds = time.perf_counter() - started
+    print(f"{conversion.folder}: {size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s")
+    return _verify(arguments) if arguments.verify else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from cabochon_convert.verify import verify_package
+
+    with ProgressBars() as progress:
+        report = verify_package(arguments.output, arguments.checkpoint, progress)
+    for name, value in report.summary().items():
+        print(f"{name}: {value}")
+    return 0 if report.passed else 1
+
+
+class ProgressBars:
+    """Progress as bars with rate and remaining time, on standard error and only for a person."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close(finished=error is None)
+
+    def start(self, stage: str, total: int, unit: str) -> None:
+        """See `Progress.start`."""
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            raise missing_dependency("tqdm", "convert") from None
+        self._close(finished=True)
+        # disable=None: no bar where standard error is not a terminal.
+        self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=stage.ljust(22), disable=None)
+
+    def advance(self, amount: int) -> None:
+        """See `Progress.advance`."""
+        if self._bar is not None:
+            self._bar.update(amount)
+
+    def _close(self, *, finished: bool) -> None:
+        if self._bar is not None:
+            # Tensors that have no use are not read, so a finished stage may stand short of its total.
+            if finished and not self._bar.disable:
+                self._bar.update(self._bar.total - self._bar.n)
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,309 @@
+"""The checkpoint's config.json, resolved layer by layer and read strictly.
+
+A key that is not known may change the maths, so it is an error, and so is a known key with a value that the graphs do
+not implement. The meaning of each key follows transformers' `models/gemma4` (5.23).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cabochon_convert.checkpoint import CheckpointError
+
+ARCHITECTURE = "Gemma4ForConditionalGeneration"
+
+# Keys that transformers writes into every config and that say nothing about the maths of inference.
+_BOOKKEEPING = {
+    "_name_or_path", "architectures", "attention_dropout", "chunk_size_feed_forward", "dtype", "id2label",
+    "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions", "output_hidden_states",
+    "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
+}  # fmt: skip
+
+_TOP_KEYS = _BOOKKEEPING | {
+    "audio_config", "audio_token_id", "boa_token_id", "boi_token_id", "eoa_token_id", "eoa_token_index",
+    "eoi_token_id", "eos_token_id", "image_token_id", "text_config", "tie_word_embeddings", "video_token_id",
+    "vision_config", "vision_soft_tokens_per_image", "pad_token_id", "bos_token_id",
+}  # fmt: skip
+
+_TEXT_KEYS = _BOOKKEEPING | {
+    "attention_bias", "attention_k_eq_v", "bos_token_id", "enable_moe_block", "eos_token_id",
+    "expert_intermediate_size", "final_logit_softcapping", "global_head_dim", "head_dim", "hidden_activation",
+    "hidden_size", "hidden_size_per_layer_input", "intermediate_size", "layer_types", "max_position_embeddings",
+    "moe_intermediate_size", "num_attention_heads", "num_experts", "num_global_key_value_heads", "num_hidden_layers",
+    "num_key_value_heads", "num_kv_shared_layers", "pad_token_id", "partial_rotary_factor", "per_layer_config",
+    "rms_norm_eps", "rope_local_base_freq", "rope_parameters", "rope_theta", "sliding_window", "tie_word_embeddings",
+    "top_k_experts", "use_bidirectional_attention", "use_double_wide_mlp", "vocab_size", "vocab_size_per_layer_input",
+}  # fmt: skip
+
+_AUDIO_KEYS = _BOOKKEEPING | {
+    "attention_chunk_size", "attention_context_left", "attention_context_right", "attention_invalid_logits_value",
+    "attention_logit_cap", "conv_kernel_size", "gradient_clipping", "hidden_act", "hidden_size",
+    "num_attention_heads", "num_hidden_layers", "output_proj_dims", "residual_weight", "rms_norm_eps",
+    "subsampling_conv_channels", "use_clipped_linears",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LayerConfig:
+    """One decoder layer, with everything that depends on its index resolved."""
+
+    kind: str
+    """`sliding` or `full` attention."""
+    head_size: int
+    kv_heads: int
+    intermediate_size: int
+    cache_layer: int
+    """The layer whose keys and values it reads: itself, or an earlier one of the same kind (KV sharing)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary position embedding of one kind of layer."""
+
+    theta: float
+    rotated_fraction: float
+    """Share of the frequency pairs that rotate; the others have frequency zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """The text decoder."""
+
+    vocabulary_size: int
+    hidden_size: int
+    per_layer_input_size: int
+    heads: int
+    layers: tuple[LayerConfig, ...]
+    sliding_window: int
+    rope: dict[str, RopeConfig]
+    norm_epsilon: float
+    final_logit_softcap: float
+    max_positions: int
+    ties_embeddings: bool
+    bos_token: int
+    pad_token: int
+
+    @property
+    def owner_count(self) -> int:
+        """Layers from the start that own a cache; all later ones share."""
+        return sum(layer.cache_layer == index for index, layer in enumerate(self.layers))
+
+
+@dataclass(frozen=True, slots=True)
+class AudioConfig:
+    """The audio encoder."""
+
+    hidden_size: int
+    layer_count: int
+    heads: int
+    subsampling_channels: tuple[int, int]
+    conv_kernel_size: int
+    chunk_size: int
+    """Tokens of one attention block, and of the past that it sees."""
+    residual_weight: float
+    attention_logit_cap: float
+    gradient_clipping: float
+    norm_epsilon: float
+    clips_linears: bool
+    output_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The whole model."""
+
+    text: TextConfig
+    audio: AudioConfig | None
+    audio_token: int
+    begin_audio_token: int
+    end_audio_token: int
+    end_image_token: int | None
+    eos_tokens: tuple[int, ...]
+
+
+def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConfig:
+    """Resolve config.json.
+
+    Raises:
+        CheckpointError: another architecture, an unknown key, or a value that is not implemented.
+    """
+    architecture = (config.get("architectures") or [None])[0]
+    if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
+        found = architecture or config.get("model_type") or "no model type"
+        raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
+    if "quantization_config" in config:
+        raise CheckpointError("the checkpoint is already quantized: convert its unquantized (bf16) original.")
+    _refuse_unknown(config, _TOP_KEYS, "config.json")
+    try:
+        text = _read_text(_section(config, "text_config"))
+        audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
+        return ModelConfig(
+            text=text,
+            audio=audio,
+            audio_token=int(config.get("audio_token_id", 258881)),
+            begin_audio_token=int(config.get("boa_token_id", 256000)),
+            end_audio_token=int(config.get("eoa_token_index", config.get("eoa_token_id", 258883))),
+            end_image_token=config.get("eoi_token_id"),
+            eos_tokens=_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"config.json lacks the key {error.args[0]}, which the graphs need.") from None
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"config.json holds a value of the wrong kind ({error}).") from None
+
+
+def _read_text(text: dict[str, Any]) -> TextConfig:
+    _refuse_unknown(text, _TEXT_KEYS, "text_config")
+    _require_value(text, "hidden_activation", ("gelu_pytorch_tanh",))
+    _require_value(text, "attention_bias", (False,), default=False)
+    _require_value(text, "attention_k_eq_v", (False,), default=False)
+    _require_value(text, "enable_moe_block", (False,), default=False)
+    _require_value(text, "use_bidirectional_attention", (None,), default=None)
+    _require_value(text, "vocab_size_per_layer_input", (text["vocab_size"],), default=text["vocab_size"])
+    return TextConfig(
+        vocabulary_size=_positive(text, "vocab_size"),
+        hidden_size=_positive(text, "hidden_size"),
+        per_layer_input_size=_positive(text, "hidden_size_per_layer_input"),
+        heads=_positive(text, "num_attention_heads"),
+        layers=_read_layers(text),
+        sliding_window=_positive(text, "sliding_window"),
+        rope=_read_rope(text),
+        norm_epsilon=float(text["rms_norm_eps"]),
+        final_logit_softcap=float(text.get("final_logit_softcapping") or 0.0),
+        max_positions=_positive(text, "max_position_embeddings"),
+        ties_embeddings=bool(text.get("tie_word_embeddings", True)),
+        bos_token=int(text.get("bos_token_id", 2)),
+        pad_token=int(text.get("pad_token_id", 0)),
+    )
+
+
+def _read_layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
+    count = _positive(text, "num_hidden_layers")
+    names = text.get("layer_types")
+    if not names:  # transformers' default pattern
+        names = ["full_attention" if (index + 1) % 6 == 0 else "sliding_attention" for index in range(count)]
+    if len(names) != count or set(names) - {"sliding_attention", "full_attention"} or names[-1] != "full_attention":
+        raise CheckpointError(
+            "text_config.layer_types must name sliding_attention or full_attention for every layer, the last one full."
+        )
+    kinds = [name.removesuffix("_attention") for name in names]
+    owners = count - int(text.get("num_kv_shared_layers", 0))
+    if not 0 < owners <= count or (owners < count and set(kinds[:owners]) != set(kinds)):
+        raise CheckpointError("text_config.num_kv_shared_layers leaves no layer of some kind that owns a cache.")
+    overrides = _layer_overrides(text, kinds)
+    wide = 2 if text.get("use_double_wide_mlp") else 1
+    layers = []
+    for index, kind in enumerate(kinds):
+        shares = index >= owners
+        cache_layer = max(i for i in range(owners) if kinds[i] == kind) if shares else index
+        layers.append(
+            LayerConfig(
+                kind=kind,
+                head_size=int(overrides[index].get("head_dim", text["head_dim"])),
+                kv_heads=int(overrides[index].get("num_key_value_heads", text["num_key_value_heads"])),
+                intermediate_size=_positive(text, "intermediate_size") * (wide if shares else 1),
+                cache_layer=cache_layer,
+            )
+        )
+    for layer in layers:
+        if layer.head_size % 8 or text["num_attention_heads"] % layer.kv_heads:
+            raise CheckpointError("head_dim must be a multiple of 8, and the heads a multiple of the key-value heads.")
+    return tuple(layers)
+
+
+def _layer_overrides(text: dict[str, Any], kinds: list[str]) -> list[dict[str, Any]]:
+    """Per layer, what differs from the config's own values: newer configs list it, older ones imply it."""
+    listed = text.get("per_layer_config")
+    if listed is None:
+        full = {"head_dim": text.get("global_head_dim", 512)}
+        return [full if kind == "full" else {} for kind in kinds]
+    by_index = {int(index): override for index, override in listed.items()}
+    for override in by_index.values():
+        _refuse_unknown(override, {"head_dim", "num_key_value_heads"}, "text_config.per_layer_config")
+    return [by_index.get(index, {}) for index in range(len(kinds))]
+
+
+def _read_rope(text: dict[str, Any]) -> dict[str, RopeConfig]:
+    """Both rotary embeddings; configs from before `rope_parameters` spread the same values over three keys."""
+    parameters = text.get("rope_parameters") or {
+        "sliding_attention": {"rope_type": "default", "rope_theta": text.get("rope_local_base_freq", 10_000.0)},
+        "full_attention": {
+            "rope_type": "proportional",
+            "rope_theta": text.get("rope_theta", 1_000_000.0),
+            "partial_rotary_factor": text.get("partial_rotary_factor", 0.25),
+        },
+    }
+    _refuse_unknown(parameters, {"sliding_attention", "full_attention"}, "text_config.rope_parameters")
+    result = {}
+    for name, entry in parameters.items():
+        place = f"text_config.rope_parameters.{name}"
+        _refuse_unknown(entry, {"rope_type", "rope_theta", "partial_rotary_factor"}, place)
+        if entry.get("rope_type", "default") not in ("default", "proportional"):
+            raise CheckpointError(f"{place}.rope_type is {entry['rope_type']!r}, expected default or proportional.")
+        # The default type ignores the factor: transformers' compute_default_rope_parameters.
+        proportional = entry.get("rope_type") == "proportional"
+        fraction = float(entry.get("partial_rotary_factor", 1.0)) if proportional else 1.0
+        result[name.removesuffix("_attention")] = RopeConfig(float(entry["rope_theta"]), fraction)
+    return result
+
+
+def _read_audio(audio: dict[str, Any]) -> AudioConfig:
+    _refuse_unknown(audio, _AUDIO_KEYS, "audio_config")
+    _require_value(audio, "hidden_act", ("silu",), default="silu")
+    _require_value(audio, "attention_context_right", (0,), default=0)
+    chunk = _positive(audio, "attention_chunk_size")
+    _require_value(audio, "attention_context_left", (chunk + 1,))
+    channels = tuple(int(channel) for channel in audio["subsampling_conv_channels"])
+    if len(channels) != 2:
+        raise CheckpointError(f"audio_config.subsampling_conv_channels has {len(channels)} entries, expected 2.")
+    return AudioConfig(
+        hidden_size=_positive(audio, "hidden_size"),
+        layer_count=_positive(audio, "num_hidden_layers"),
+        heads=_positive(audio, "num_attention_heads"),
+        subsampling_channels=(channels[0], channels[1]),
+        conv_kernel_size=_positive(audio, "conv_kernel_size"),
+        chunk_size=chunk,
+        residual_weight=float(audio["residual_weight"]),
+        attention_logit_cap=float(audio["attention_logit_cap"]),
+        gradient_clipping=float(audio["gradient_clipping"]),
+        norm_epsilon=float(audio["rms_norm_eps"]),
+        clips_linears=bool(audio["use_clipped_linears"]),
+        output_size=_positive(audio, "output_proj_dims"),
+    )
+
+
+def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
+    section = config[name]
+    if not isinstance(section, dict):
+        raise CheckpointError(f"config.json's {name} is not an object.")
+    return section
+
+
+def _refuse_unknown(section: dict[str, Any], known: set[str], place: str) -> None:
+    unknown = sorted(section.keys() - known)
+    if unknown:
+        raise CheckpointError(
+            f"{place} has the unknown key {unknown[0]}, which may change the maths: "
+            "remove it if it does not, or update cabochon."
+        )
+
+
+def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], **default: Any) -> None:
+    value = section.get(key, default["default"]) if default else section[key]
+    if value not in allowed:
+        expected = " or ".join(repr(choice) for choice in allowed)
+        raise CheckpointError(f"config.json's {key} is {value!r}, but only {expected} is implemented.")
+
+
+def _positive(section: dict[str, Any], key: str) -> int:
+    value = section[key]
+    if type(value) is not int or value <= 0:
+        raise CheckpointError(f"config.json's {key} is {value!r}, expected a positive integer.")
+    return value
+
+
+def _token_list(value: Any) -> tuple[int, ...]:
+    return tuple(int(token) for token in value) if isinstance(value, list) else (int(value),)

@@ -1,0 +1,243 @@
+"""The conversion on one screen: checkpoint → graph → quantize → package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cabochon
+from cabochon.manifest import (
+    FORMAT_VERSION,
+    AppliedPrecision,
+    AppliedRecipe,
+    AudioModel,
+    EmbeddingTable,
+    Engine,
+    Manifest,
+    SourceCheckpoint,
+    TextModel,
+)
+from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN, build_audio_encoder
+from cabochon_convert.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_name,
+    hash_checkpoint,
+    open_checkpoint,
+    read_json,
+)
+from cabochon_convert.config import ARCHITECTURE, ModelConfig, read_config
+from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
+from cabochon_convert.embeddings import table_of_head, write_table
+from cabochon_convert.linear_onnx import ACCURACY_LEVEL
+from cabochon_convert.package import list_files, new_package, write_manifest
+from cabochon_convert.processor import (
+    CHAT_TEMPLATE_NAME,
+    PROMPTS,
+    TOKENIZER_NAME,
+    AudioFrontend,
+    check_audio_prompt,
+    read_audio_frontend,
+    read_chat_template,
+    read_sampling,
+    read_tokenizer,
+)
+from cabochon_convert.progress import Progress, Silence
+from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionSettings:
+    """What the user decides about a conversion."""
+
+    recipe: Recipe
+    context_length: int = 4096
+    """Positions that the graph can address, at most as many as the model knows."""
+    text_only: bool = False
+    """Leave the audio encoder out."""
+    replace: bool = False
+    """Replace an existing package."""
+    accuracy_level: int = ACCURACY_LEVEL
+    """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
+
+    def __post_init__(self) -> None:
+        if self.context_length < 1:
+            raise ValueError("context_length must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """What came of it."""
+
+    folder: Path
+    manifest: Manifest
+    notes: tuple[str, ...]
+    """Sentences that the user should read."""
+
+
+def convert_onnx(
+    source: Path, folder: Path, settings: ConversionSettings, progress: Progress | None = None
+) -> Conversion:
+    """Convert a checkpoint folder into a package with ONNX graphs.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, damaged or of another architecture.
+        OutputError: the package cannot be written; nothing is left behind.
+    """
+    progress = progress or Silence()
+    checkpoint = open_checkpoint(source, progress.advance)
+    config = read_config(read_json(source / "config.json"), with_audio=not settings.text_only)
+    tokenizer = read_tokenizer(source)
+    sampling = read_sampling(source, config, tokenizer)
+    chat_template = read_chat_template(source)
+    frontend = _audio_frontend(source, config)
+    if frontend is not None:
+        check_audio_prompt(tokenizer, chat_template, config)
+    progress.start("reading the checkpoint", checkpoint.size, "B")
+    source_hash = hash_checkpoint(checkpoint, progress.advance)
+    with new_package(folder, replace=settings.replace) as beside:
+        (beside / TOKENIZER_NAME).write_bytes((source / TOKENIZER_NAME).read_bytes())
+        (beside / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+        engine, applied = _build_engine(checkpoint, config, frontend, settings, beside, progress)
+        progress.start("hashing the package", _folder_size(beside), "B")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            created_by=f"cabochon {cabochon.__version__}",
+            source=SourceCheckpoint(
+                name=checkpoint_name(source),
+                architecture=ARCHITECTURE,
+                sha256=source_hash,
+                skipped_tensors=checkpoint.unread_names,
+            ),
+            recipe=AppliedRecipe(name=settings.recipe.name, precisions=applied),
+            text=_text_model(config, settings),
+            audio=_audio_model(config, frontend),
+            bos_token=config.text.bos_token,
+            pad_token=config.text.pad_token,
+            prompts=PROMPTS,
+            sampling=sampling,
+            tokenizer_file=TOKENIZER_NAME,
+            chat_template_file=CHAT_TEMPLATE_NAME,
+            engines={"onnx": engine},
+            files=list_files(beside, progress.advance),
+        )
+        write_manifest(beside, manifest)
+    return Conversion(folder, manifest, _notes(checkpoint, frontend))
+
+
+def _build_engine(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    frontend: AudioFrontend | None,
+    settings: ConversionSettings,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
+    """Write the graphs and tables; returns what the manifest says about them."""
+    text, recipe = config.text, settings.recipe
+    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING)
+    progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
+    context_length = min(settings.context_length, text.max_positions)
+    decoder = build_decoder(checkpoint, text, recipe, context_length, folder / "decoder.onnx", settings.accuracy_level)
+    token_table = _token_table(checkpoint, config, recipe, decoder, folder)
+    progress.start("per-layer embeddings", table_size, "B")
+    per_layer_table = _per_layer_table(checkpoint, config, recipe, folder)
+    encoder = None
+    if config.audio is not None and frontend is not None:
+        progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
+        path, mel_bins = folder / "audio_encoder.onnx", frontend.log_mel.mel_bins
+        encoder = build_audio_encoder(
+            checkpoint, config.audio, mel_bins, text.hidden_size, recipe, path, settings.accuracy_level
+        )
+    applied = decoder.applied | (encoder.applied if encoder else {})
+    for tensor in (EMBEDDING, PER_LAYER_EMBEDDING):
+        precision = recipe.precision(tensor)
+        record = AppliedPrecision(tensor=tensor, bits=precision.bits, block_size=precision.block_size)
+        applied.setdefault(tensor, record)
+    engine = Engine(
+        decoder=decoder.graph,
+        caches=decoder.caches,
+        audio_encoder=encoder.graph if encoder else None,
+        token_embeddings=token_table,
+        per_layer_embeddings=per_layer_table,
+    )
+    return engine, tuple(applied[name] for name in sorted(applied))
+
+
+def _token_table(
+    checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, decoder: BuiltDecoder, folder: Path
+) -> EmbeddingTable:
+    """Token embeddings, scaled by hidden ** 0.5 when they are looked up."""
+    text = config.text
+    rows, columns, scale = text.vocabulary_size, text.hidden_size, float(text.hidden_size**0.5)
+    table = table_of_head(decoder.head, rows, columns, scale) if text.ties_embeddings else None
+    precision = recipe.precision(EMBEDDING)
+    path = folder / "token_embeddings.bin"
+    return table or write_table(checkpoint, EMBEDDING, (rows, columns), precision, scale, path)
+
+
+def _per_layer_table(checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, folder: Path) -> EmbeddingTable:
+    """Per-layer embeddings, scaled by width ** 0.5, and by the 2 ** -0.5 of the sum that the decoder makes of them."""
+    text = config.text
+    shape = (text.vocabulary_size, len(text.layers) * text.per_layer_input_size)
+    scale = float((text.per_layer_input_size / 2) ** 0.5)
+    precision = recipe.precision(PER_LAYER_EMBEDDING)
+    return write_table(checkpoint, PER_LAYER_EMBEDDING, shape, precision, scale, folder / "per_layer_embeddings.bin")
+
+
+def _audio_frontend(source: Path, config: ModelConfig) -> AudioFrontend | None:
+    if config.audio is None:
+        return None
+    frontend = read_audio_frontend(source)
+    # The reference computes the width after the convolutions from the channels where the mel bins are meant.
+    if config.audio.subsampling_channels[0] != frontend.log_mel.mel_bins:
+        raise CheckpointError(
+            f"the audio encoder starts with {config.audio.subsampling_channels[0]} channels, but the frontend has "
+            f"{frontend.log_mel.mel_bins} mel bins: processor_config.json does not belong to this config.json."
+        )
+    return frontend
+
+
+def _text_model(config: ModelConfig, settings: ConversionSettings) -> TextModel:
+    text = config.text
+    return TextModel(
+        vocabulary_size=text.vocabulary_size,
+        hidden_size=text.hidden_size,
+        layer_count=len(text.layers),
+        per_layer_input_size=text.per_layer_input_size,
+        context_length=min(settings.context_length, text.max_positions),
+        final_logit_softcap=text.final_logit_softcap,
+    )
+
+
+def _audio_model(config: ModelConfig, frontend: AudioFrontend | None) -> AudioModel | None:
+    if frontend is None:
+        return None
+    return AudioModel(
+        log_mel=frontend.log_mel,
+        max_samples=frontend.max_samples,
+        frames_per_token=FRAMES_PER_TOKEN,
+        begin_token=config.begin_audio_token,
+        soft_token=config.audio_token,
+        end_token=config.end_audio_token,
+    )
+
+
+def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str, ...]:
+    skipped = checkpoint.unread_names
+    vestigial = [name for name in skipped if ".self_attn." in name and name.startswith("model.language_model.")]
+    notes = []
+    if frontend is not None and frontend.note:
+        notes.append(frontend.note)
+    if vestigial:
+        notes.append(
+            f"{len(vestigial)} key and value tensors were skipped: their layers share the cache of an earlier layer."
+        )
+    if len(skipped) > len(vestigial):
+        parts = sorted({name.split(".")[1] for name in skipped if name not in vestigial and "." in name})
+        notes.append(f"{len(skipped) - len(vestigial)} tensors have no use in this package ({', '.join(parts)}).")
+    return tuple(notes)
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -1,0 +1,91 @@
+"""Embedding tables as side files whose rows the runtime reads one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cabochon.manifest import EmbeddingTable, RowRegion
+from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.linear_onnx import StoredMatrix
+from cabochon_convert.quantize import Precision, quantize_matrix
+
+# Scales of a side file are half precision: their rounding error is far below that of the values they scale.
+SCALE_TYPE = np.float16
+STORED_AS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def write_table(
+    checkpoint: Checkpoint,
+    tensor: str,
+    shape: tuple[int, int],
+    precision: Precision,
+    row_scale: float,
+    path: Path,
+) -> EmbeddingTable:
+    """Write a table to a file of its own; a row's scales follow its values, so that a lookup touches one place.
+
+    Args:
+        shape: [rows, columns] of the table.
+        row_scale: factor for every looked-up row, applied by the runtime.
+    """
+    rows, columns = shape
+    if precision.is_integer:
+        parts = _quantized_rows(checkpoint, tensor, shape, precision)
+        storage, value_bytes = f"int{precision.bits}", columns * precision.bits // 8
+    elif precision.bits == 16:
+        parts = checkpoint.read_stored_rows(tensor, shape)
+        record = checkpoint.record(tensor)
+        storage, value_bytes = STORED_AS[record.storage], record.row_bytes
+    else:
+        parts = (part.view(np.uint8) for part in checkpoint.read_rows(tensor, shape))
+        storage, value_bytes = "float32", columns * 4
+    scale_bytes = columns // precision.block_size * np.dtype(SCALE_TYPE).itemsize if precision.is_integer else 0
+    with path.open("wb") as file:
+        for part in parts:
+            file.write(np.ascontiguousarray(part).data)
+    stride = value_bytes + scale_bytes
+    return EmbeddingTable(
+        rows=rows,
+        columns=columns,
+        storage=storage,
+        values=RowRegion(file=path.name, offset=0, stride=stride),
+        block_size=precision.block_size,
+        scales=RowRegion(file=path.name, offset=value_bytes, stride=stride) if scale_bytes else None,
+        scale_storage=np.dtype(SCALE_TYPE).name if scale_bytes else None,
+        row_scale=row_scale,
+    )
+
+
+def table_of_head(head: StoredMatrix, rows: int, columns: int, row_scale: float) -> EmbeddingTable | None:
+    """The decoder's own output matrix as embedding table: tied weights need to be stored once only.
+
+    None where the matrix lies inside the graph file or its last block is padded.
+    """
+    precision = head.precision
+    if head.values is None or (precision.is_integer and (head.scales is None or columns % precision.block_size)):
+        return None
+    return EmbeddingTable(
+        rows=rows,
+        columns=columns,
+        storage=f"int{precision.bits}" if precision.is_integer else "float32",
+        values=head.values,
+        block_size=precision.block_size,
+        scales=head.scales,
+        scale_storage="float32" if precision.is_integer else None,
+        row_scale=row_scale,
+    )
+
+
+def _quantized_rows(
+    checkpoint: Checkpoint, tensor: str, shape: tuple[int, int], precision: Precision
+) -> Iterator[np.ndarray]:
+    """uint8 [some rows, value bytes + scale bytes]"""
+    if shape[1] % precision.block_size:
+        raise ValueError(f"blocks of {precision.block_size} do not fill {shape[1]} columns")
+    for part in checkpoint.read_rows(tensor, shape):
+        quantized = quantize_matrix(part, precision)
+        values = quantized.values.reshape(len(part), -1)
+        yield np.concatenate([values, quantized.scales.astype(SCALE_TYPE).view(np.uint8)], axis=1)

@@ -1,0 +1,130 @@
+"""Linear layers and norms as ONNX nodes, at the precision that the recipe asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cabochon.manifest import AppliedPrecision, RowRegion
+from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
+from cabochon_convert.quantize import Precision, quantize_matrix
+from cabochon_convert.recipes import Recipe
+
+# 4 lets MLAS round activations to int8 per block and multiply integers; without it an int8 weight is unpacked to float
+# at every step, which is twenty times slower. https://onnxruntime.ai/docs (MatMulNBits, accuracy_level)
+ACCURACY_LEVEL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRows:
+    """Some rows of a weight matrix of the checkpoint."""
+
+    tensor: str
+    shape: tuple[int, int]
+    """[outputs, inputs] of the whole matrix."""
+    rows: range
+
+    @classmethod
+    def whole(cls, tensor: str, outputs: int, inputs: int) -> MatrixRows:
+        """All rows of a matrix."""
+        return cls(tensor, (outputs, inputs), range(outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMatrix:
+    """Where a weight matrix ended up."""
+
+    precision: Precision
+    values: RowRegion | None
+    """None when it is small enough to lie inside the graph file."""
+    scales: RowRegion | None
+
+
+class LinearWriter:
+    """Adds linear layers to a graph and keeps account of the precisions that were applied."""
+
+    def __init__(self, graph: OnnxGraph, checkpoint: Checkpoint, recipe: Recipe, accuracy_level: int) -> None:
+        self._graph = graph
+        self._checkpoint = checkpoint
+        self._recipe = recipe
+        self._accuracy_level = accuracy_level
+        self.applied: dict[str, AppliedPrecision] = {}
+
+    def linear(self, x: str, matrix: MatrixRows, output: str) -> str:
+        """x [..., inputs] times the transposed matrix: [..., rows]."""
+        self._linear(x, [matrix], output)
+        return output
+
+    def head(self, x: str, matrix: MatrixRows, output: str) -> StoredMatrix:
+        """A linear layer that reports where its rows lie, so that they can serve as embeddings too."""
+        return self._linear(x, [matrix], output)
+
+    def fused(self, x: str, matrices: Sequence[MatrixRows], outputs: Sequence[str]) -> list[str]:
+        """Several linear layers of one input: one multiplication and a split where their precisions agree."""
+        if len({self._recipe.precision(matrix.tensor) for matrix in matrices}) > 1:
+            return [self.linear(x, matrix, output) for matrix, output in zip(matrices, outputs, strict=True)]
+        together = outputs[0] + ".fused"
+        self._linear(x, matrices, together)
+        sizes = [len(matrix.rows) for matrix in matrices]
+        split = self._graph.constant("split." + "_".join(map(str, sizes)), sizes, np.int64)
+        return self._graph.multi_node("Split", [together, split], outputs, {"axis": -1})
+
+    def norm(self, x: str, tensor: str, size: int, output: str, epsilon: float) -> str:
+        """RMS norm over the last axis, with a weight of the checkpoint."""
+        weight = self._graph.weight(tensor, self._checkpoint.read(tensor, (size,)))
+        return self.norm_with(x, weight, output, epsilon)
+
+    def norm_with(self, x: str, weight: str, output: str, epsilon: float) -> str:
+        """RMS norm with a weight that is in the graph already."""
+        attributes = {"axis": -1, "epsilon": epsilon, "stash_type": 1}
+        return self._graph.node("SimplifiedLayerNormalization", [x, weight], output, attributes)
+
+    def _linear(self, x: str, matrices: Sequence[MatrixRows], output: str) -> StoredMatrix:
+        precision = self._recipe.precision(matrices[0].tensor)
+        is_whole = len(matrices) == 1 and len(matrices[0].rows) == matrices[0].shape[0]
+        name = matrices[0].tensor if is_whole else output + ".weight"
+        for matrix in matrices:
+            block = precision.block_size
+            self.applied[matrix.tensor] = AppliedPrecision(tensor=matrix.tensor, bits=precision.bits, block_size=block)
+        if precision.is_integer:
+            return self._quantized(x, matrices, precision, name, output)
+        return self._floating(x, matrices, name, output)
+
+    def _floating(self, x: str, matrices: Sequence[MatrixRows], name: str, output: str) -> StoredMatrix:
+        outputs, inputs = sum(len(matrix.rows) for matrix in matrices), matrices[0].shape[1]
+        values = self._graph.stream_weight(name, np.dtype(np.float32), (outputs, inputs), self._parts(matrices))
+        self._graph.node("FusedMatMul", [x, name], output, {"transB": 1}, MICROSOFT)
+        return StoredMatrix(Precision(32), values, None)
+
+    def _quantized(
+        self, x: str, matrices: Sequence[MatrixRows], precision: Precision, name: str, output: str
+    ) -> StoredMatrix:
+        outputs, inputs = sum(len(matrix.rows) for matrix in matrices), matrices[0].shape[1]
+        blocks = -(-inputs // precision.block_size)
+        scales: list[np.ndarray] = []
+
+        def values() -> Iterator[np.ndarray]:
+            for part in self._parts(matrices):
+                quantized = quantize_matrix(part, precision)
+                scales.append(quantized.scales)
+                yield quantized.values
+
+        shape = (outputs, blocks, precision.block_size * precision.bits // 8)
+        values_region = self._graph.stream_weight(name + ".values", np.dtype(np.uint8), shape, values())
+        scales_region = self._graph.stream_weight(name + ".scales", np.dtype(np.float32), (outputs, blocks), scales)
+        attributes = {
+            "K": inputs,
+            "N": outputs,
+            "bits": precision.bits,
+            "block_size": precision.block_size,
+            "accuracy_level": self._accuracy_level,
+        }
+        self._graph.node("MatMulNBits", [x, name + ".values", name + ".scales"], output, attributes, MICROSOFT)
+        return StoredMatrix(precision, values_region, scales_region)
+
+    def _parts(self, matrices: Sequence[MatrixRows]) -> Iterator[np.ndarray]:
+        for matrix in matrices:
+            yield from self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows)

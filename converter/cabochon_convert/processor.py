@@ -1,0 +1,191 @@
+"""The checkpoint's files beside config.json: audio frontend, generation defaults, tokenizer, chat template."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cabochon.log_mel import LogMelParameters
+from cabochon.manifest import Prompts, Sampling
+from cabochon.prompt import ChatTemplate, Message
+from cabochon.tokenizer import Tokenizer
+from cabochon_convert.checkpoint import CheckpointError, read_json
+from cabochon_convert.config import ModelConfig
+
+TOKENIZER_NAME = "tokenizer.json"
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+
+# Instructions as published for Gemma 4: https://ai.google.dev/gemma/docs/capabilities/audio
+PROMPTS = Prompts(
+    transcribe=(
+        "Transcribe the following speech segment in {source} into {source} text.\n\n"
+        "Follow these specific instructions for formatting the answer:\n"
+        "* Only output the transcription, with no newlines.\n"
+        "* When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, "
+        "and write 3 instead of three."
+    ),
+    transcribe_unknown_language=(
+        "Transcribe the following speech segment in its original language.\n\n"
+        "Follow these specific instructions for formatting the answer:\n"
+        "* Only output the transcription, with no newlines.\n"
+        "* When transcribing numbers, write the digits, i.e. write 1.7 and not one point seven, "
+        "and write 3 instead of three."
+    ),
+    translate=(
+        "Transcribe the following speech segment in {source}, then translate it into {target}.\n"
+        "When formatting the answer, first output the transcription in {source}, then one newline, "
+        "then output the string '{target}: ', then the translation in {target}."
+    ),
+    translation_marker="\n{target}: ",
+)
+
+# Gemma4AudioFeatureExtractor's defaults; its frames are 20 ms and its hops 10 ms.
+_FRONTEND_DEFAULTS = {
+    "feature_size": 128,
+    "sampling_rate": 16_000,
+    "frame_length": 320,
+    "hop_length": 160,
+    "fft_length": 512,
+    "min_frequency": 0.0,
+    "max_frequency": 8000.0,
+    "mel_floor": 1e-3,
+}
+# What the frontend does not implement, with the one value that means "off".
+_FRONTEND_OFF = {
+    "dither": 0.0,
+    "fft_overdrive": False,
+    "input_scale_factor": 1.0,
+    "preemphasis": 0.0,
+    "per_bin_mean": None,
+    "per_bin_stddev": None,
+}
+_FRONTEND_INDIFFERENT = {
+    "feature_extractor_type", "frame_length_ms", "hop_length_ms", "padding_side", "padding_value",
+    "preemphasis_htk_flavor", "return_attention_mask", "processor_class",
+}  # fmt: skip
+DEFAULT_TOKENS_PER_CLIP = 750
+DEFAULT_MS_PER_TOKEN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFrontend:
+    """How a checkpoint hears."""
+
+    log_mel: LogMelParameters
+    max_samples: int
+    note: str
+    """One sentence when the checkpoint does not say; empty otherwise."""
+
+
+def read_audio_frontend(folder: Path) -> AudioFrontend:
+    """The audio frontend of processor_config.json.
+
+    Fine-tuned checkpoints often lack it; transformers' defaults are what they were trained with, so they are used and
+    said. A setting that the runtime does not implement is an error.
+    """
+    path = folder / "processor_config.json"
+    processor = read_json(path) if path.is_file() else {}
+    extractor = processor.get("feature_extractor")
+    note = ""
+    if not isinstance(extractor, dict):
+        note = f"{path.name} says nothing about audio, so transformers' default frontend is used."
+        extractor = {}
+    unknown = sorted(extractor.keys() - _FRONTEND_DEFAULTS.keys() - _FRONTEND_OFF.keys() - _FRONTEND_INDIFFERENT)
+    if unknown:
+        raise CheckpointError(f"{path} has the unknown audio setting {unknown[0]}, which may change what is heard.")
+    for key, off in _FRONTEND_OFF.items():
+        if extractor.get(key, off) != off:
+            raise CheckpointError(f"{path} sets {key} to {extractor[key]!r}, but only {off!r} is implemented.")
+    values = {key: extractor.get(key, default) for key, default in _FRONTEND_DEFAULTS.items()}
+    try:
+        parameters = LogMelParameters(
+            sample_rate=int(values["sampling_rate"]),
+            frame_length=int(values["frame_length"]),
+            hop_length=int(values["hop_length"]),
+            fft_length=int(values["fft_length"]),
+            mel_bins=int(values["feature_size"]),
+            min_frequency=float(values["min_frequency"]),
+            max_frequency=float(values["max_frequency"]),
+            mel_floor=float(values["mel_floor"]),
+        )
+        milliseconds = int(processor.get("audio_seq_length", DEFAULT_TOKENS_PER_CLIP)) * int(
+            processor.get("audio_ms_per_token", DEFAULT_MS_PER_TOKEN)
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} describes an impossible audio frontend ({error}).") from None
+    return AudioFrontend(parameters, milliseconds * parameters.sample_rate // 1000, note)
+
+
+def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sampling:
+    """generation_config.json, completed by what every Gemma 4 needs.
+
+    The end of a turn stops the answer, and the ends of media are never said.
+    """
+    path = folder / "generation_config.json"
+    generation = read_json(path) if path.is_file() else {}
+    try:
+        eos = generation.get("eos_token_id", list(config.eos_tokens))
+        stop_tokens = {*config.eos_tokens, *(eos if isinstance(eos, list) else [eos])}
+        stop_tokens |= _end_of_turn(folder, tokenizer)
+        default_suppress = [config.end_audio_token, config.end_image_token]
+        suppress = generation.get("suppress_tokens") or [token for token in default_suppress if token is not None]
+        samples = bool(generation.get("do_sample", True))
+        return Sampling(
+            temperature=float(generation.get("temperature", 1.0)) if samples else 0.0,
+            top_k=int(generation.get("top_k", 64)),
+            top_p=float(generation.get("top_p", 0.95)),
+            stop_tokens=tuple(sorted(int(token) for token in stop_tokens)),
+            suppress_tokens=tuple(sorted(int(token) for token in suppress)),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds impossible generation settings ({error}).") from None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The checkpoint's tokenizer."""
+    path = folder / TOKENIZER_NAME
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: copy the whole checkpoint folder.")
+    return Tokenizer(path)
+
+
+def read_chat_template(folder: Path) -> str:
+    """The chat template: a file of its own, or part of tokenizer_config.json as in older checkpoints."""
+    path = folder / CHAT_TEMPLATE_NAME
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = _tokenizer_config(folder).get("chat_template")
+    if not isinstance(template, str):
+        raise CheckpointError(f"{folder} has no chat template: copy {CHAT_TEMPLATE_NAME} from the original checkpoint.")
+    return template
+
+
+def check_audio_prompt(tokenizer: Tokenizer, template: str, config: ModelConfig) -> None:
+    """Make sure that tokenizer, chat template and config agree on where audio goes."""
+    rendered = ChatTemplate(template, bos_token=tokenizer.token_text(config.text.bos_token)).render(
+        [Message("user", "listen", has_audio=True)]
+    )
+    places = tokenizer.encode(rendered).count(config.audio_token)
+    if places != 1:
+        raise CheckpointError(
+            f"the chat template makes {places} places for one clip (audio token {config.audio_token}): "
+            "copy tokenizer.json, tokenizer_config.json and chat_template.jinja from the original checkpoint."
+        )
+
+
+def _end_of_turn(folder: Path, tokenizer: Tokenizer) -> set[int]:
+    """The token that ends a turn, which a fine-tune's generation_config.json often forgets."""
+    config = _tokenizer_config(folder)
+    # Some versions of transformers write the token at the top, others among the extra tokens.
+    nested = [config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens")]
+    sections = [config, *(section for section in nested if isinstance(section, dict))]
+    text = next((section["eot_token"] for section in sections if "eot_token" in section), None)
+    tokens = tokenizer.encode(text) if isinstance(text, str) and re.fullmatch(r"<\S+>", text) else []
+    return set(tokens) if len(tokens) == 1 else set()
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}

@@ -1,0 +1,34 @@
+"""cabochon runs converted Gemma 4 E2B and E4B models: speech in, transcript and translation out, without torch.
+
+model = cabochon.load("package")
+for piece in model.translate("hello.wav", source="English", target="German"):
+    print(piece, end="", flush=True)
+"""
+
+from cabochon.errors import (
+    AudioError,
+    CabochonError,
+    MissingDependencyError,
+    PackageError,
+    RequestError,
+)
+from cabochon.pipeline import Answer, Model, Statistics, Translation, load
+from cabochon.prompt import Message
+from cabochon.sampling import SamplingSettings
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Answer",
+    "AudioError",
+    "CabochonError",
+    "Message",
+    "MissingDependencyError",
+    "Model",
+    "PackageError",
+    "RequestError",
+    "SamplingSettings",
+    "Statistics",
+    "Translation",
+    "load",
+]

@@ -1,0 +1,87 @@
+"""What an engine must offer; one `backend_*.py` per engine implements it and nothing else imports the engine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Protocol
+
+from cabochon.errors import RequestError
+from cabochon.log_mel import Float32Array
+from cabochon.package import Package
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How an engine is to run."""
+
+    threads: int = 0
+    """Threads of one operation; 0 means one per processor that this process may use."""
+    context_length: int = 0
+    """Positions that the cache can hold; 0 means as many as the package allows."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 0 or self.context_length < 0:
+            raise ValueError("threads and context_length must not be negative")
+
+    @property
+    def thread_count(self) -> int:
+        """Threads after resolving 0."""
+        if self.threads:
+            return self.threads
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Decoder(Protocol):
+    """The text decoder with its key-value cache."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+
+    def run(
+        self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
+    ) -> Float32Array:
+        """Run some positions and remember their keys and values.
+
+        Args:
+            inputs_embeds: [positions, hidden].
+            per_layer_inputs: [positions, layers * per_layer_input_size], the token-identity part.
+            position: of the first row; everything before it is in the cache, anything after it is forgotten.
+            logits_to_keep: how many of the last positions to give logits for.
+
+        Returns:
+            Raw logits [logits_to_keep, vocabulary], valid until the next run.
+        """
+
+
+class AudioEncoder(Protocol):
+    """The audio encoder with its projector."""
+
+    def encode(self, log_mel: Float32Array) -> Float32Array:
+        """Log-mel [frames, mel_bins] to embeddings [tokens, hidden]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The loaded graphs of a package."""
+
+    decoder: Decoder
+    audio_encoder: AudioEncoder | None
+
+
+def open_session(package: Package, engine: str, settings: EngineSettings) -> Session:
+    """Load the graphs of a package with the engine of that name.
+
+    Raises:
+        RequestError: the package has no graphs for this engine.
+        MissingDependencyError: the engine's library is not installed.
+    """
+    engines = package.manifest.engines
+    if engine not in engines:
+        raise RequestError(f"the package has no graphs for the engine {engine!r}, only for {', '.join(engines)}.")
+    if engine == "onnx":
+        from cabochon.backend_onnx import open_onnx_session
+
+        return open_onnx_session(package, settings)
+    raise RequestError(f"this cabochon cannot run the engine {engine!r}: install a newer one.")

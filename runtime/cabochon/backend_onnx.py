@@ -1,0 +1,129 @@
+"""The onnxruntime engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabochon.backend import EngineSettings, Session
+from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.log_mel import Float32Array
+from cabochon.manifest import Engine, TextModel
+from cabochon.package import Package
+
+try:
+    import onnxruntime
+except ImportError:
+    raise missing_dependency("onnxruntime", "onnx") from None
+
+
+def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
+    """Load decoder and audio encoder of a package."""
+    engine = package.manifest.engines["onnx"]
+    decoder = OnnxDecoder(package, engine, settings)
+    encoder = None
+    if engine.audio_encoder is not None:
+        encoder = OnnxAudioEncoder(_load(package.path(engine.audio_encoder.file), settings))
+    return Session(decoder, encoder)
+
+
+class OnnxDecoder:
+    """Text decoder whose caches and inputs are allocated once and bound to the graph where they lie."""
+
+    def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
+        text = package.manifest.text
+        self._text: TextModel = text
+        self._capacity = settings.context_length or text.context_length
+        if self._capacity > text.context_length:
+            raise RequestError(
+                f"a context of {self._capacity} positions was asked for, but the package was converted for "
+                f"{text.context_length}: convert it with a larger --context-length."
+            )
+        self._session = _load(package.path(engine.decoder.file), settings)
+        self._binding = self._session.io_binding()
+        self._caches = self._bind_caches(engine)
+        self._total_length = np.zeros((), np.int32)
+        self._logits_to_keep = np.zeros(1, np.int64)
+        _bind_input(self._binding, "total_length", self._total_length)
+        _bind_input(self._binding, "logits_to_keep", self._logits_to_keep)
+        self._positions = 0
+        self._inputs_embeds = self._per_layer_inputs = self._logits = np.zeros((0, 0), np.float32)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self._capacity
+
+    def run(
+        self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
+    ) -> Float32Array:
+        """See `Decoder.run`."""
+        count = len(inputs_embeds)
+        if not 0 < logits_to_keep <= count or position < 0 or position + count > self._capacity:
+            raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
+        if (count, logits_to_keep) != (self._positions, len(self._logits)):
+            self._bind_positions(count, logits_to_keep)
+        self._inputs_embeds[0] = inputs_embeds
+        self._per_layer_inputs[0] = per_layer_inputs
+        self._total_length[()] = position + count
+        self._logits_to_keep[0] = logits_to_keep
+        self._session.run_with_iobinding(self._binding)
+        return self._logits
+
+    def _bind_caches(self, engine: Engine) -> list[Float32Array]:
+        """Bind each cache as input and as output, so that the graph writes new rows in place."""
+        caches = []
+        for cache in engine.caches:
+            for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
+                # The system hands out zeroed pages only when they are first written.
+                buffer = np.zeros((1, cache.heads, self._capacity, cache.head_size), np.float32)
+                _bind_input(self._binding, past, buffer)
+                _bind_output(self._binding, present, buffer)
+                caches.append(buffer)
+        return caches
+
+    def _bind_positions(self, count: int, logits_to_keep: int) -> None:
+        """Allocate and bind what depends on the number of positions."""
+        text = self._text
+        self._positions = count
+        self._inputs_embeds = np.empty((1, count, text.hidden_size), np.float32)
+        self._per_layer_inputs = np.empty((1, count, text.layer_count * text.per_layer_input_size), np.float32)
+        logits = np.empty((1, logits_to_keep, text.vocabulary_size), np.float32)
+        _bind_input(self._binding, "inputs_embeds", self._inputs_embeds)
+        if text.per_layer_input_size:
+            _bind_input(self._binding, "per_layer_inputs", self._per_layer_inputs)
+        _bind_output(self._binding, "logits", logits)
+        self._logits = logits[0]
+
+
+class OnnxAudioEncoder:
+    """Audio encoder and projector."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def encode(self, log_mel: Float32Array) -> Float32Array:
+        """See `AudioEncoder.encode`."""
+        embeddings: Float32Array = self._session.run(["audio_embeddings"], {"log_mel": log_mel[None]})[0][0]
+        return embeddings
+
+
+def _load(path: Path, settings: EngineSettings) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.thread_count
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises one class per status code, all directly below Exception
+        raise PackageError(f"onnxruntime cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+
+
+def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:
+    binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+
+
+def _bind_output(binding: Any, name: str, array: np.ndarray) -> None:
+    binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)

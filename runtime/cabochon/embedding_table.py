@@ -1,0 +1,79 @@
+"""Embedding tables that stay on disk: a row is read, dequantized and scaled when its token comes up.
+
+Gemma 4's per-layer embeddings are half of the model, yet a token needs one row of them. The file is mapped into memory,
+so only the pages of the rows that were asked for are ever resident, and the system may drop them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cabochon.errors import PackageError
+from cabochon.log_mel import Float32Array
+from cabochon.manifest import EmbeddingTable, RowRegion
+
+
+class EmbeddingRows:
+    """Row access to one table of a package."""
+
+    def __init__(self, folder: Path, table: EmbeddingTable) -> None:
+        self.table = table
+        self._values = _map_rows(folder, table.values, table.rows, _value_bytes(table))
+        self._scales = None
+        if table.scales is not None:
+            scale_bytes = table.columns // table.block_size * np.dtype(table.scale_storage).itemsize
+            self._scales = _map_rows(folder, table.scales, table.rows, scale_bytes)
+
+    def look_up(self, tokens: Sequence[int]) -> Float32Array:
+        """Scaled rows of some tokens: float32 [len(tokens), columns]."""
+        result = np.empty((len(tokens), self.table.columns), np.float32)
+        for index, token in enumerate(tokens):
+            if not 0 <= token < self.table.rows:
+                raise ValueError(f"token {token} is outside the table of {self.table.rows} rows")
+            self._read_row(token, result[index])
+        return result
+
+    def _read_row(self, token: int, out: Float32Array) -> None:
+        table = self.table
+        packed = self._values[token]
+        if table.storage in ("float32", "float16"):
+            out[:] = packed.view(table.storage)
+        elif table.storage == "bfloat16":
+            # A bfloat16 is the upper half of a float32.
+            out[:] = (packed.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            self._dequantize_row(token, packed, out)
+        np.multiply(out, np.float32(table.row_scale), out=out)
+
+    def _dequantize_row(self, token: int, packed: npt.NDArray[np.uint8], out: Float32Array) -> None:
+        table = self.table
+        assert self._scales is not None  # EmbeddingTable refuses integer storage without scales
+        if table.storage == "int8":
+            np.subtract(packed, 128.0, out=out)
+        else:
+            np.subtract(packed & 15, 8.0, out=out[0::2])
+            np.subtract(packed >> 4, 8.0, out=out[1::2])
+        blocks = out.reshape(-1, table.block_size)
+        np.multiply(blocks, self._scales[token].view(table.scale_storage)[:, None], out=blocks)
+
+
+def _value_bytes(table: EmbeddingTable) -> int:
+    """Bytes of one row's values."""
+    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}[table.storage]
+    return table.columns * bits // 8
+
+
+def _map_rows(folder: Path, region: RowRegion, rows: int, row_bytes: int) -> npt.NDArray[np.uint8]:
+    """The rows of a region as uint8 [rows, row_bytes], mapped, not read."""
+    path = folder / region.file
+    end = region.offset + (rows - 1) * region.stride + row_bytes
+    if row_bytes > region.stride or end > path.stat().st_size:
+        raise PackageError(f"{path} is too short for its {rows} embedding rows: convert the checkpoint again.")
+    mapped = np.memmap(path, np.uint8, "r")
+    return np.lib.stride_tricks.as_strided(
+        mapped[region.offset :], (rows, row_bytes), (region.stride, 1), writeable=False
+    )

@@ -1,0 +1,352 @@
+"""The package manifest: every fact that the runtime, a Raspberry Pi or an Android app needs to run a converted model.
+
+`manifest.json` is the only contract between the converter and whatever runs the model. It is read strictly: an unknown
+format version, an unknown or missing key and an impossible value are each refused in one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cabochon.errors import PackageError
+from cabochon.json_dataclass import JsonMismatchError, from_json
+from cabochon.log_mel import LogMelParameters
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+# A manifest of E4B is about 100 KB; anything far larger is not a manifest.
+MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+
+TABLE_STORAGES = ("float32", "float16", "bfloat16", "int8", "int4")
+CACHE_KINDS = ("sliding", "full")
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise ValueError(sentence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file of the package."""
+
+    path: str
+    """Path below the package folder, with forward slashes."""
+    size: int
+    """Length in bytes."""
+    sha256: str
+    """Hexadecimal SHA-256 of the whole file."""
+
+    def __post_init__(self) -> None:
+        _require(is_safe_path(self.path), f"the path {self.path!r} leaves the package folder or is not plain")
+        _require(self.size >= 0, f"{self.path} has a negative size")
+        digits = set("0123456789abcdef")
+        _require(len(self.sha256) == 64 and set(self.sha256) <= digits, f"{self.path} has no SHA-256 of 64 hex digits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceCheckpoint:
+    """Where the weights came from."""
+
+    name: str
+    """Name of the checkpoint's folder or hub repository."""
+    architecture: str
+    """The checkpoint's own name for its model class."""
+    sha256: str
+    """SHA-256 over the checkpoint's config.json and weight files, in name order."""
+    skipped_tensors: tuple[str, ...]
+    """Tensors of the checkpoint that no part of the package uses."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedPrecision:
+    """How one weight matrix was stored."""
+
+    tensor: str
+    """Name in the checkpoint."""
+    bits: int
+    """4 or 8 for block-wise integers, 16 or 32 for floating point."""
+    block_size: int
+    """Consecutive inputs that share one scale; 0 for floating point."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedRecipe:
+    """The quantization as it was really applied, tensor by tensor."""
+
+    name: str
+    precisions: tuple[AppliedPrecision, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextModel:
+    """Sizes of the text decoder."""
+
+    vocabulary_size: int
+    hidden_size: int
+    layer_count: int
+    per_layer_input_size: int
+    """Width of the per-layer embedding of one layer."""
+    context_length: int
+    """Positions that the exported graph can address."""
+    final_logit_softcap: float
+    """Logits are to be replaced by cap * tanh(logits / cap) before sampling; 0 means no cap."""
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocabulary_size, self.hidden_size, self.layer_count, self.context_length)
+        _require(min(sizes) > 0 and self.per_layer_input_size >= 0, "the text model has a size that is not positive")
+        _require(self.final_logit_softcap >= 0, "final_logit_softcap is negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AudioModel:
+    """Audio input of the model."""
+
+    log_mel: LogMelParameters
+    max_samples: int
+    """Longest clip that the model was trained on, in samples."""
+    frames_per_token: int
+    """Log-mel frames that one audio token stands for (the last token may stand for fewer)."""
+    begin_token: int
+    soft_token: int
+    """Placeholder id; its embedding is replaced by the encoder's."""
+    end_token: int
+
+    def __post_init__(self) -> None:
+        _require(self.max_samples > 0 and self.frames_per_token > 0, "the audio model has a size that is not positive")
+
+    def token_count(self, frames: int) -> int:
+        """Audio tokens that the encoder makes of this many log-mel frames."""
+        return -(-frames // self.frames_per_token)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """Instructions that the model was trained to follow; `{source}` and `{target}` stand for language names."""
+
+    transcribe: str
+    transcribe_unknown_language: str
+    translate: str
+    translation_marker: str
+    """What the model writes between the transcript and its translation."""
+
+    def __post_init__(self) -> None:
+        _require("{source}" in self.transcribe, "the transcribe prompt has no {source}")
+        both = "{source}" in self.translate and "{target}" in self.translate
+        _require(both and "{target}" in self.translation_marker, "the translate prompt lacks {source} or {target}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """The checkpoint's generation defaults."""
+
+    temperature: float
+    top_k: int
+    """Candidates that sampling chooses from; 0 means all."""
+    top_p: float
+    """Smallest probability mass that the candidates must hold together."""
+    stop_tokens: tuple[int, ...]
+    suppress_tokens: tuple[int, ...]
+    """Never produced, not even by greedy decoding."""
+
+    def __post_init__(self) -> None:
+        _require(self.temperature >= 0 and self.top_k >= 0, "temperature and top_k must not be negative")
+        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}, expected a value above 0 and at most 1")
+        _require(len(self.stop_tokens) > 0, "there is no stop token, so decoding would never end")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowRegion:
+    """Rows of equal length at equal distance in one file."""
+
+    file: str
+    offset: int
+    """Byte of the first row."""
+    stride: int
+    """Bytes from the start of one row to the next."""
+
+    def __post_init__(self) -> None:
+        _require(self.offset >= 0 and self.stride > 0, f"the rows in {self.file} have an impossible offset or stride")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingTable:
+    """A table whose rows are read from disk one by one, never loaded whole.
+
+    An integer row holds `columns` values: unsigned, less `2 ** (bits - 1)`, times the scale of their block; of int4 the
+    low half of a byte comes first.
+    """
+
+    rows: int
+    columns: int
+    storage: str
+    """One of `TABLE_STORAGES`."""
+    values: RowRegion
+    block_size: int
+    """Values that share a scale; 0 for floating-point storage."""
+    scales: RowRegion | None
+    scale_storage: str | None
+    """float32 or float16."""
+    row_scale: float
+    """Every looked-up row is multiplied by this."""
+
+    def __post_init__(self) -> None:
+        _require(self.rows > 0 and self.columns > 0, "an embedding table has no rows or no columns")
+        _require(self.storage in TABLE_STORAGES, f"the table storage {self.storage!r} is unknown")
+        if self.storage.startswith("int"):
+            fills = self.block_size > 0 and self.columns % self.block_size == 0
+            _require(fills, "an embedding table's blocks do not fill its rows")
+            _require(self.scales is not None and self.scale_storage in ("float32", "float16"), "a table has no scales")
+        else:
+            _require(self.block_size == 0 and self.scales is None, "a floating-point table has scales")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """An input or output of a graph; a dimension is a number or the name of one that varies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyValueCache:
+    """The cache of one layer that owns its keys and values: the graph's output buffer is its input buffer."""
+
+    layer: int
+    kind: str
+    """`sliding` (only the last window of positions is attended to) or `full`."""
+    heads: int
+    head_size: int
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+
+    def __post_init__(self) -> None:
+        _require(self.kind in CACHE_KINDS, f"the cache kind {self.kind!r} is unknown")
+        _require(self.layer >= 0 and self.heads > 0 and self.head_size > 0, "a cache has an impossible size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One executable graph."""
+
+    file: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """Everything that one engine runs."""
+
+    decoder: Graph
+    caches: tuple[KeyValueCache, ...]
+    audio_encoder: Graph | None
+    token_embeddings: EmbeddingTable
+    per_layer_embeddings: EmbeddingTable | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The whole manifest."""
+
+    format_version: int
+    created_by: str
+    """Program and version that wrote the package."""
+    source: SourceCheckpoint
+    recipe: AppliedRecipe
+    text: TextModel
+    audio: AudioModel | None
+    bos_token: int
+    """Starts every prompt; the chat template asks for its text."""
+    pad_token: int
+    """Its embeddings stand in for those of media placeholders before splicing."""
+    prompts: Prompts
+    sampling: Sampling
+    tokenizer_file: str
+    chat_template_file: str
+    engines: dict[str, Engine]
+    """By engine name: `onnx`."""
+    files: tuple[FileRecord, ...]
+    """Every file of the package but the manifest itself."""
+
+    def __post_init__(self) -> None:
+        _require(self.format_version == FORMAT_VERSION, f"format_version is not {FORMAT_VERSION}")
+        paths = [record.path for record in self.files]
+        _require(len(set(paths)) == len(paths), "a file is listed twice")
+        _require(len(self.engines) > 0, "no engine is listed")
+        for path in self._referenced_files():
+            _require(path in paths, f"{path} is used but not listed among the files")
+        for token in self._control_tokens():
+            _require(0 <= token < self.text.vocabulary_size, f"token {token} is outside the vocabulary")
+
+    def _referenced_files(self) -> list[str]:
+        paths = [self.tokenizer_file, self.chat_template_file]
+        for engine in self.engines.values():
+            paths += [graph.file for graph in (engine.decoder, engine.audio_encoder) if graph is not None]
+            for table in (engine.token_embeddings, engine.per_layer_embeddings):
+                if table is not None:
+                    paths += [region.file for region in (table.values, table.scales) if region is not None]
+        return paths
+
+    def _control_tokens(self) -> tuple[int, ...]:
+        audio = (self.audio.begin_token, self.audio.soft_token, self.audio.end_token) if self.audio else ()
+        return (self.bos_token, self.pad_token, *self.sampling.stop_tokens, *self.sampling.suppress_tokens, *audio)
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a path names something below a folder on every system: relative, plain parts, no escape."""
+    parts = PurePosixPath(path).parts
+    plain = "\\" not in path and ":" not in path and path.isprintable() and not path.startswith("/")
+    return plain and len(parts) > 0 and ".." not in parts and str(PurePosixPath(path)) == path and path != MANIFEST_NAME
+
+
+def manifest_to_text(manifest: Manifest) -> str:
+    """The manifest as the JSON text of manifest.json."""
+    return json.dumps(asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def manifest_from_text(text: str, where: str) -> Manifest:
+    """Read the JSON text of a manifest; `where` names it in errors.
+
+    Raises:
+        PackageError: the text is not JSON, is of another format version, or a key or value is wrong.
+    """
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{where} is not valid JSON ({error}): convert the checkpoint again.") from None
+    version = value.get("format_version") if isinstance(value, dict) else None
+    if version is None:
+        raise PackageError(f"{where} has no format_version: it is not a cabochon manifest.")
+    if version != FORMAT_VERSION:
+        raise PackageError(
+            f"{where} has format version {version!r}, this cabochon reads version {FORMAT_VERSION}: "
+            "convert the checkpoint again or install the cabochon that wrote it."
+        )
+    try:
+        return from_json(Manifest, value)
+    except JsonMismatchError as error:
+        raise PackageError(f"{where} is not usable ({error}): convert the checkpoint again.") from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `manifest.json` of a package folder; PackageError when it is missing or wrong."""
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise PackageError(f"{folder} is not a folder: expected a package that cabochon-convert wrote.")
+    if not path.is_file():
+        raise PackageError(f"{folder} has no {MANIFEST_NAME}: expected a package that cabochon-convert wrote.")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise PackageError(f"{path} is {path.stat().st_size} bytes long, too long for a manifest.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PackageError(f"{path} is not UTF-8 text: convert the checkpoint again.") from None
+    return manifest_from_text(text, str(path))

@@ -1,0 +1,117 @@
+"""Opening a package folder: read its manifest, make sure that every file is the one that the converter wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cabochon.errors import PackageError
+from cabochon.manifest import FileRecord, Manifest, read_manifest
+
+CHUNK_BYTES = 1 << 20
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that were just worked through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package folder whose manifest was read and whose files were checked."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, relative: str) -> Path:
+        """Where a file of the manifest lies."""
+        return self.folder / relative
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together, without the manifest."""
+        return sum(record.size for record in self.manifest.files)
+
+
+def open_package(folder: str | os.PathLike[str], *, check_again: bool = False) -> Package:
+    """Open a package, refusing it unless every file has the size and SHA-256 that the manifest states.
+
+    Hashing gigabytes at every start would double the load time on a Raspberry Pi, so a file that passed once is not
+    hashed again until its size, inode or modification time changes.
+
+    Args:
+        folder: the package.
+        check_again: hash every file whatever was remembered.
+
+    Raises:
+        PackageError: the folder, the manifest or a file is missing, unreadable, unsafe or altered.
+    """
+    path = Path(folder)
+    try:
+        manifest = read_manifest(path)
+        remembered = set() if check_again else _remembered_files()
+        passed = [_check_file(path, record, remembered) for record in manifest.files]
+    except OSError as error:
+        raise PackageError(f"{error.filename or path} cannot be read ({error.strerror}).") from None
+    if not remembered.issuperset(passed):
+        _remember_files(passed)
+    return Package(path, manifest)
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb") as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            if progress:
+                progress(count)
+    return digest.hexdigest()
+
+
+def _check_file(folder: Path, record: FileRecord, remembered: set[str]) -> str:
+    """Check one file; returns the line under which it may be remembered."""
+    path = folder / record.path
+    if not path.is_file():
+        raise PackageError(f"{path} is missing, but the manifest lists it: copy the package again.")
+    if folder.resolve() not in path.resolve().parents:
+        raise PackageError(f"{path} is a link that leaves the package folder: copy the file itself into the package.")
+    status = path.stat()
+    if status.st_size != record.size:
+        raise PackageError(
+            f"{path} is {status.st_size} bytes long, but the manifest says {record.size}: copy the package again."
+        )
+    line = f"{record.sha256} {status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+    if line not in remembered and hash_file(path) != record.sha256:
+        raise PackageError(f"{path} was altered (its SHA-256 is not the manifest's): copy the package again.")
+    return line
+
+
+def _memory_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "cabochon" / "checked-files.json"
+
+
+def _remembered_files() -> set[str]:
+    """Lines of files that passed before; empty when there is no usable memory, which only costs time."""
+    try:
+        lines = json.loads(_memory_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return set()
+    return {line for line in lines if isinstance(line, str)} if isinstance(lines, list) else set()
+
+
+def _remember_files(lines: list[str], keep: int = 500) -> None:
+    """Remember the newest `keep` lines; a read-only home directory only costs time."""
+    try:
+        path = _memory_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        older = sorted(_remembered_files().difference(lines))
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps([*lines, *older][:keep], indent=0), encoding="utf-8")
+        beside.replace(path)
+    except (OSError, RuntimeError):
+        pass

@@ -1,0 +1,249 @@
+"""The whole way on one screen: wav → log-mel → audio encoder → embeddings → decode loop → text."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cabochon.backend import EngineSettings, open_session
+from cabochon.decode import Embedder, PromptEmbeddings, decode, prefill
+from cabochon.embedding_table import EmbeddingRows
+from cabochon.errors import AudioError, RequestError
+from cabochon.log_mel import Float32Array, log_mel
+from cabochon.manifest import AudioModel
+from cabochon.package import Package, open_package
+from cabochon.prompt import (
+    ChatTemplate,
+    Message,
+    split_translation,
+    transcription_instruction,
+    translation_instruction,
+)
+from cabochon.sampling import Sampler, SamplingSettings
+from cabochon.tokenizer import Tokenizer
+from cabochon.wav import Sound, read_sound
+
+SoundSource = str | os.PathLike[str] | Float32Array
+"""A sound file, or a mono waveform float32 [samples] at the model's sample rate."""
+
+GREEDY = SamplingSettings()
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What one answer cost; filled in while it comes."""
+
+    audio_seconds: float = 0.0
+    encode_seconds: float = 0.0
+    """Log-mel and audio encoder."""
+    prompt_positions: int = 0
+    prefill_seconds: float = 0.0
+    new_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    @property
+    def total_seconds(self) -> float:
+        """From the waveform to the last token."""
+        return self.encode_seconds + self.prefill_seconds + self.decode_seconds
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of work per second of sound; 0 without sound."""
+        return self.total_seconds / self.audio_seconds if self.audio_seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the decode loop."""
+        return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class Answer:
+    """The model's answer: iterate over it to get the text piece by piece, as it comes."""
+
+    def __init__(self, pieces: Iterator[str], statistics: Statistics, note: str = "") -> None:
+        self._pieces = pieces
+        self._received: list[str] = []
+        self.statistics = statistics
+        self.note = note
+        """One sentence about how the sound file was converted; empty when it was not."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        piece = next(self._pieces)
+        self._received.append(piece)
+        return piece
+
+    @property
+    def text(self) -> str:
+        """The text received so far."""
+        return "".join(self._received)
+
+    def finish(self) -> str:
+        """Wait for the rest; returns the whole text."""
+        for _ in self:
+            pass
+        return self.text
+
+
+class Translation(Answer):
+    """An answer that holds a transcript and its translation."""
+
+    def __init__(self, answer: Answer, model: Model, target: str) -> None:
+        super().__init__(answer, answer.statistics, answer.note)
+        self._model = model
+        self._target = target
+
+    @property
+    def transcript(self) -> str:
+        """What was said, so far."""
+        return split_translation(self.text, self._model.package.manifest.prompts, self._target)[0]
+
+    @property
+    def translation(self) -> str:
+        """Its translation, so far."""
+        return split_translation(self.text, self._model.package.manifest.prompts, self._target)[1]
+
+
+class Model:
+    """A loaded package. It holds one key-value cache: starting an answer ends the one before it."""
+
+    def __init__(self, package: Package, engine: str, settings: EngineSettings) -> None:
+        manifest = package.manifest
+        self.package = package
+        self._session = open_session(package, engine, settings)
+        self._tokenizer = Tokenizer(package.path(manifest.tokenizer_file))
+        bos_text = self._tokenizer.token_text(manifest.bos_token)
+        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
+        self._template = ChatTemplate(template, bos_token=bos_text)
+        tables = manifest.engines[engine]
+        per_layer = tables.per_layer_embeddings
+        self._embedder = Embedder(
+            EmbeddingRows(package.folder, tables.token_embeddings),
+            EmbeddingRows(package.folder, per_layer) if per_layer else None,
+            manifest.pad_token,
+        )
+        self._answers_started = 0
+
+    def transcribe(self, sound: SoundSource, language: str | None = None, max_tokens: int = 1024) -> Answer:
+        """What is said in a clip; `language` is an English name or code, None when it is not known."""
+        instruction = transcription_instruction(self.package.manifest.prompts, language)
+        return self._answer([Message("user", instruction, has_audio=True)], sound, GREEDY, max_tokens)
+
+    def translate(self, sound: SoundSource, *, source: str, target: str, max_tokens: int = 1024) -> Translation:
+        """Transcript of a clip in its source language, then its translation into the target language."""
+        instruction = translation_instruction(self.package.manifest.prompts, source, target)
+        answer = self._answer([Message("user", instruction, has_audio=True)], sound, GREEDY, max_tokens)
+        return Translation(answer, self, target)
+
+    def chat(
+        self, messages: Sequence[Message], settings: SamplingSettings | None = None, max_tokens: int = 1024
+    ) -> Answer:
+        """Continue a conversation; without settings, with the checkpoint's own sampling."""
+        settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
+        return self._answer(messages, None, settings, max_tokens)
+
+    def _answer(
+        self, messages: Sequence[Message], sound: SoundSource | None, settings: SamplingSettings, max_tokens: int
+    ) -> Answer:
+        statistics = Statistics()
+        note = ""
+        audio_embeddings = None
+        if sound is not None:
+            clip = self._hear(sound)
+            note, statistics.audio_seconds = clip.note, clip.seconds
+            started = time.perf_counter()
+            audio_embeddings = self._encode(clip)
+            statistics.encode_seconds = time.perf_counter() - started
+        tokens = self._tokenizer.encode(self._template.render(messages))
+        audio = self.package.manifest.audio
+        if audio_embeddings is not None and audio is not None:
+            tokens = expand_audio(tokens, audio, len(audio_embeddings))
+        prompt = self._embedder.embed(tokens, audio, audio_embeddings)
+        statistics.prompt_positions = len(prompt)
+        return Answer(self._pieces(prompt, settings, max_tokens, statistics), statistics, note)
+
+    def _hear(self, sound: SoundSource) -> Sound:
+        audio = self._audio_model()
+        if not isinstance(sound, np.ndarray):
+            return read_sound(sound, audio.log_mel.sample_rate, audio.max_samples)
+        if sound.ndim != 1 or len(sound) > audio.max_samples or not np.isfinite(sound).all():
+            raise AudioError(
+                f"the waveform has shape {list(sound.shape)}: expected at most {audio.max_samples} finite samples."
+            )
+        return Sound(sound.astype(np.float32), audio.log_mel.sample_rate, "")
+
+    def _encode(self, clip: Sound) -> Float32Array:
+        """wav → log-mel → audio encoder: embeddings [tokens, hidden]."""
+        encoder = self._session.audio_encoder
+        frames = log_mel(clip.waveform, self._audio_model().log_mel)
+        if len(frames) == 0:
+            raise AudioError(f"the sound lasts {clip.seconds * 1000:.0f} ms, too short to hold speech.")
+        assert encoder is not None  # a manifest with audio but without encoder is refused by _audio_model
+        return encoder.encode(frames)
+
+    def _audio_model(self) -> AudioModel:
+        audio = self.package.manifest.audio
+        if audio is None or self._session.audio_encoder is None:
+            raise RequestError("the package has no audio encoder: convert the checkpoint without --text-only.")
+        return audio
+
+    def _pieces(
+        self, prompt: PromptEmbeddings, settings: SamplingSettings, max_tokens: int, statistics: Statistics
+    ) -> Iterator[str]:
+        """embeddings → decode loop → text."""
+        manifest, decoder = self.package.manifest, self._session.decoder
+        self._answers_started += 1
+        turn = self._answers_started
+        sampler = Sampler(settings, manifest.sampling.suppress_tokens, manifest.text.final_logit_softcap)
+        started = time.perf_counter()
+        logits = prefill(decoder, prompt)
+        statistics.prefill_seconds = time.perf_counter() - started
+        stream = self._tokenizer.start_stream()
+        stop_tokens = manifest.sampling.stop_tokens
+        tokens = decode(decoder, self._embedder, sampler, logits, len(prompt), stop_tokens, max_tokens)
+        while True:
+            if turn != self._answers_started:
+                raise RequestError("another answer was started on this model: finish one before you start the next.")
+            started = time.perf_counter()
+            token = next(tokens, None)
+            statistics.decode_seconds += time.perf_counter() - started
+            if token is None:
+                break
+            statistics.new_tokens += 1
+            if piece := stream.push(token):
+                yield piece
+        if piece := stream.finish():
+            yield piece
+
+
+def load(package: str | os.PathLike[str], *, engine: str = "onnx", threads: int = 0, context_length: int = 0) -> Model:
+    """Load a package that cabochon-convert wrote.
+
+    Args:
+        package: the folder.
+        engine: `onnx`.
+        threads: of one operation; 0 means one per processor.
+        context_length: positions of the cache; 0 means as many as the package allows.
+
+    Raises:
+        PackageError: the package is missing, damaged or of another format version.
+        MissingDependencyError: the engine's library is not installed.
+    """
+    return Model(open_package(package), engine, EngineSettings(threads, context_length))
+
+
+def expand_audio(tokens: Sequence[int], audio: AudioModel, count: int) -> list[int]:
+    """Replace the template's one placeholder by begin, `count` soft tokens, end."""
+    expanded: list[int] = []
+    for token in tokens:
+        if token == audio.soft_token:
+            expanded += [audio.begin_token, *[audio.soft_token] * count, audio.end_token]
+        else:
+            expanded.append(token)
+    return expanded

@@ -1,0 +1,101 @@
+"""Prompts: the checkpoint's own chat template around the instructions that the model was trained to follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.manifest import Prompts
+
+LANGUAGE_NAMES = {
+    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
+    "es": "Spanish", "fa": "Persian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi",
+    "hu": "Hungarian", "id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch",
+    "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish",
+    "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese",
+    "zh": "Chinese",
+}  # fmt: skip
+"""ISO 639-1 codes of languages, by the English names that the prompts use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    """`system`, `user` or `assistant`."""
+    text: str
+    has_audio: bool = False
+    """A clip follows the text: instructions come first, so that their keys and values can be kept between clips."""
+
+
+def language_name(language: str) -> str:
+    """The English name of a language, given as such a name or as an ISO 639-1 code."""
+    name = LANGUAGE_NAMES.get(language.lower(), language.strip())
+    if not name or not name.replace(" ", "").replace("-", "").isalpha():
+        raise RequestError(f"{language!r} is no language: give its English name (German) or its code (de).")
+    return name[0].upper() + name[1:]
+
+
+def transcription_instruction(prompts: Prompts, language: str | None) -> str:
+    """The instruction for a transcript; None when the language is not known."""
+    if language is None:
+        return prompts.transcribe_unknown_language
+    return prompts.transcribe.replace("{source}", language_name(language))
+
+
+def translation_instruction(prompts: Prompts, source: str, target: str) -> str:
+    """The instruction for a transcript in the source language followed by its translation."""
+    filled = prompts.translate.replace("{source}", language_name(source))
+    return filled.replace("{target}", language_name(target))
+
+
+def split_translation(text: str, prompts: Prompts, target: str) -> tuple[str, str]:
+    """Split the model's answer at the marker into (transcript, translation); either may still be empty."""
+    marker = prompts.translation_marker.replace("{target}", language_name(target))
+    transcript, _, translation = text.partition(marker)
+    return transcript.strip(), translation.strip()
+
+
+class ChatTemplate:
+    """The checkpoint's Jinja chat template, run in a sandbox because it came with the checkpoint."""
+
+    def __init__(self, source: str, *, bos_token: str) -> None:
+        try:
+            import jinja2
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError:
+            raise missing_dependency("jinja2", "onnx") from None
+        self._bos_token = bos_token
+        self._error = jinja2.TemplateError
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise PackageError(f"the chat template of the package is not valid Jinja ({error}).") from None
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The conversation as the text of a prompt that the model continues."""
+        try:
+            return self._template.render(
+                messages=[_template_message(message) for message in messages],
+                bos_token=self._bos_token,
+                add_generation_prompt=True,
+                enable_thinking=False,  # thinking leaks into transcripts
+            )
+        except (self._error, TypeError, ValueError) as error:
+            raise RequestError(f"the chat template refuses this conversation ({error}).") from None
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    if not message.has_audio:
+        return {"role": message.role, "content": message.text}
+    return {"role": message.role, "content": [{"type": "text", "text": message.text}, {"type": "audio"}]}
+
+
+def _refuse(sentence: str) -> None:
+    """`raise_exception` of the templates on the hub."""
+    raise ValueError(sentence)

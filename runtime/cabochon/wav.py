@@ -1,0 +1,99 @@
+"""Reading a sound file into the mono waveform that the model hears."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cabochon.errors import AudioError, missing_dependency
+from cabochon.log_mel import Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """A mono waveform and what had to be done to get it."""
+
+    waveform: Float32Array
+    """float32 [samples] in [-1, 1]."""
+    sample_rate: int
+    note: str
+    """One sentence about a conversion of the file; empty when there was none."""
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return len(self.waveform) / self.sample_rate
+
+
+def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int) -> Sound:
+    """Read a sound file, mix it down to mono and resample it.
+
+    Args:
+        path: any format that libsndfile reads: WAV, FLAC, OGG, MP3 …
+        sample_rate: samples per second wanted.
+        max_samples: longest clip that the model takes, at `sample_rate`; a longer file is refused before it is read.
+
+    Raises:
+        AudioError: the file is missing, empty, not a sound, damaged or too long.
+    """
+    try:
+        import soundfile
+    except ImportError:
+        raise missing_dependency("soundfile", "onnx") from None
+    file_path = Path(path)
+    if not file_path.is_file():
+        raise AudioError(f"{file_path} is not a file: expected a sound file such as a WAV.")
+    if file_path.stat().st_size == 0:
+        raise AudioError(f"{file_path} is empty (0 bytes): expected a sound file such as a WAV.")
+    try:
+        with soundfile.SoundFile(file_path) as file:
+            _check_length(file_path, file.frames, file.samplerate, sample_rate, max_samples)
+            channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
+            found_rate, encoding = file.samplerate, file.subtype
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise AudioError(f"{file_path} cannot be read as sound ({_first_line(error)}).") from None
+    if len(channels) == 0:
+        raise AudioError(f"{file_path} holds no samples: expected speech.")
+    if not np.isfinite(channels).all():
+        raise AudioError(f"{file_path} holds samples that are not finite numbers: save it again as 16-bit WAV.")
+    waveform = np.clip(resample(channels.mean(axis=1), found_rate, sample_rate), -1.0, 1.0)
+    return Sound(waveform, sample_rate, _note(file_path, found_rate, sample_rate, channels.shape[1], encoding))
+
+
+def resample(waveform: Float32Array, found_rate: int, wanted_rate: int) -> Float32Array:
+    """Change the sample rate with soxr's high-quality filter; [samples] to [samples * wanted / found]."""
+    if found_rate == wanted_rate:
+        return waveform.astype(np.float32)
+    try:
+        import soxr
+    except ImportError:
+        raise missing_dependency("soxr", "onnx") from None
+    resampled: Float32Array = soxr.resample(waveform, found_rate, wanted_rate, quality="HQ").astype(np.float32)
+    return resampled
+
+
+def _check_length(path: Path, frames: int, found_rate: int, wanted_rate: int, max_samples: int) -> None:
+    if found_rate <= 0:
+        raise AudioError(f"{path} states a sample rate of {found_rate} Hz, which cannot be.")
+    seconds = frames / found_rate
+    if seconds * wanted_rate > max_samples:
+        limit = max_samples / wanted_rate
+        raise AudioError(f"{path} lasts {seconds:.0f} s, but the model takes at most {limit:.0f} s: cut it into parts.")
+
+
+def _note(path: Path, found_rate: int, wanted_rate: int, channel_count: int, encoding: str) -> str:
+    changes = []
+    if found_rate != wanted_rate:
+        changes.append(f"resampled from {found_rate} Hz to {wanted_rate} Hz")
+    if channel_count > 1:
+        changes.append(f"mixed down from {channel_count} channels")
+    if encoding in ("PCM_U8", "PCM_S8"):
+        changes.append("8-bit samples, so expect noise")
+    return f"{path} was {', '.join(changes)}." if changes else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,45 @@
+"""Checkpoints and packages that many tests share, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
+
+from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.recipes import RECIPES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TINY = REPOSITORY / "models" / "tiny"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the memory of checked files out of the home directory of whoever runs the tests."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint with finite clip bounds and vestigial tensors, in two shards."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "random"
+    return write_random_checkpoint(folder, small_config(), RandomWeights(shards=2))
+
+
+@pytest.fixture(scope="session")
+def random_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint, converted without rounding."""
+    folder = tmp_path_factory.mktemp("packages") / "random"
+    convert_onnx(random_checkpoint, folder, ConversionSettings(RECIPES["float"]))
+    return folder
+
+
+@pytest.fixture(scope="session", params=["float", "int8", "int4"])
+def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny, converted with each recipe."""
+    folder = tmp_path_factory.mktemp("packages") / f"tiny-{request.param}"
+    convert_onnx(TINY, folder, ConversionSettings(RECIPES[request.param]))
+    return folder
