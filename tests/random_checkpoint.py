@@ -1,9 +1,9 @@
-"""Checkpoints with random weights in Gemma 4's exact architecture: small ones for parity, E2B's size for memory and time.
+"""Checkpoints with random weights in Gemma 4's exact architecture: small for parity, E2B's size for memory and time.
 
     python tests/random_checkpoint.py e2b FOLDER      # 10.2 GB, bf16
 
-The list of tensors is what transformers' own model class says, built on the meta device; the values are made here, a few
-megabytes at a time.
+The list of tensors is what transformers' own model class says, built on the meta device; the values are made here, a
+few megabytes at a time.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ def small_config(**text_changes: Any) -> dict[str, Any]:
 
 
 def e2b_config() -> dict[str, Any]:
-    """E2B's published config."""
+    """E2B's published config, but for the token ids, which are those of the small tokenizer that comes with it."""
     config: dict[str, Any] = json.loads((REPOSITORY / "tests" / "configs" / "e2b.json").read_text())
-    return config
+    small = small_config()
+    return config | {key: small[key] for key in small if key.endswith(("_token_id", "_token_index"))}
 
 
 def write_random_checkpoint(folder: Path, config: dict[str, Any], weights: RandomWeights) -> Path:

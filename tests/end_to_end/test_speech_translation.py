@@ -1,0 +1,106 @@
+"""T3: the trained model translates held-out speech, through the Python API and through the installed wheel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import REPOSITORY, TINY
+
+import cabochon
+
+REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
+DEMO_FILES = [reference["file"] for reference in REFERENCES]
+
+
+@pytest.fixture(scope="session")
+def reference_answers() -> dict[str, str]:
+    """What the checkpoint itself answers in transformers, by demo file."""
+    from reference_answers import translate_with_transformers
+
+    return translate_with_transformers(TINY, [TINY / "demo" / file for file in DEMO_FILES], "English", "German")
+
+
+def test_every_recipe_gives_the_answers_of_the_checkpoint_on_the_demo_sounds(
+    tiny_package: Path, reference_answers: dict[str, str]
+) -> None:
+    model = cabochon.load(tiny_package)
+    for file in DEMO_FILES:
+        answer = model.translate(TINY / "demo" / file, source="English", target="German")
+        assert answer.finish() == reference_answers[file]
+
+
+def test_most_demo_lines_are_exactly_what_was_said_and_its_translation(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    exact = 0
+    for reference in REFERENCES:
+        answer = model.translate(TINY / "demo" / reference["file"], source="en", target="de")
+        answer.finish()
+        exact += (answer.transcript == reference["en"]) + (answer.translation == reference["de"])
+    assert exact >= 2 * len(REFERENCES) - 2
+
+
+def test_text_comes_piece_by_piece_and_a_transcript_is_the_first_line_of_a_translation(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    sound = TINY / "demo" / DEMO_FILES[0]
+    pieces = list(model.translate(sound, source="English", target="German"))
+    assert len(pieces) > 3
+    assert model.transcribe(sound, "English").finish() == "".join(pieces).split("\n")[0]
+
+
+def test_a_waveform_is_heard_like_the_file_that_holds_it(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    sound = TINY / "demo" / DEMO_FILES[0]
+    waveform, _ = soundfile.read(sound, dtype="float32")
+    assert model.transcribe(np.asarray(waveform), "en").finish() == model.transcribe(sound, "en").finish()
+
+
+def test_a_new_answer_ends_the_one_before_it_in_one_sentence(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    sound = TINY / "demo" / DEMO_FILES[0]
+    first = model.transcribe(sound, "en")
+    next(first)
+    model.transcribe(sound, "en").finish()
+    with pytest.raises(cabochon.RequestError, match="another answer"):
+        first.finish()
+
+
+def test_the_wheel_translates_a_sound_in_an_environment_without_torch(tiny_package: Path, tmp_path: Path) -> None:
+    python = REPOSITORY / ".venv-runtime" / "bin" / "python"
+    assert python.exists(), "run `make setup` first: it makes the environment without torch"
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)], cwd=REPOSITORY, check=True
+    )
+    wheel = next(tmp_path.glob("cabochon-*.whl"))
+    site = tmp_path / "site"
+    install = [python, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", site, wheel]
+    subprocess.run(install, check=True)
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(tmp_path)}
+    absent = "import importlib.util as u; assert not any(u.find_spec(n) for n in ('torch', 'transformers', 'onnx'))"
+    subprocess.run([python, "-c", absent], env=environment, check=True)
+    command = [python, site / "bin" / "cabochon", "translate", tiny_package, TINY / "demo" / DEMO_FILES[0]]
+    outcome = subprocess.run(
+        [*command, "--source", "English", "--target", "German", "--json"],
+        env=environment, cwd=tmp_path, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    model = cabochon.load(tiny_package)
+    answer = model.translate(TINY / "demo" / DEMO_FILES[0], source="English", target="German")
+    answer.finish()
+    found = json.loads(outcome.stdout)
+    assert (found["transcript"], found["translation"]) == (answer.transcript, answer.translation)
+
+
+def test_importing_cabochon_needs_numpy_only() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import cabochon; "
+        "roots = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names); "
+        "print(sorted(root for root in roots if not root.startswith('_')))"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert outcome.stdout.strip() == "['cabochon', 'numpy']"

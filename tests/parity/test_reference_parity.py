@@ -1,0 +1,91 @@
+"""T2: the converted graphs give what transformers gives for the same checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY
+
+from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.progress import Silence
+from cabochon_convert.recipes import RECIPES
+from cabochon_convert.verify import FLOAT_TOLERANCE, REPORT_NAME, Report, verify_package
+
+
+@pytest.fixture(scope="module")
+def random_report(random_package: Path, random_checkpoint: Path) -> Report:
+    return verify_package(random_package, random_checkpoint, Silence())
+
+
+def test_audio_embeddings_of_a_float_package_equal_the_reference_at_every_length(random_report: Report) -> None:
+    assert [comparison.tokens for comparison in random_report.audio] == [3, 13, 31, 81, 175]
+    # float32 sums in another order; measured 8e-7.
+    assert max(comparison.relative_error for comparison in random_report.audio) <= 1e-5
+
+
+def test_logits_of_a_float_package_equal_the_reference_at_every_position(random_report: Report) -> None:
+    # The longest prompt is several times the sliding window of 24. float32 sums in another order; measured 4e-6.
+    assert max(comparison.positions for comparison in random_report.logits) > 4 * 24
+    assert max(comparison.relative_error for comparison in random_report.logits) <= 2e-5
+
+
+def test_greedy_tokens_of_a_float_package_are_the_references(random_report: Report) -> None:
+    for comparison in random_report.logits:
+        assert comparison.greedy_agreement == comparison.greedy_tokens
+
+
+def test_the_report_file_says_what_was_measured(random_report: Report, random_package: Path) -> None:
+    written = json.loads((random_package / REPORT_NAME).read_text())
+    assert written["passed"] is True
+    assert written["tolerance"] == FLOAT_TOLERANCE
+    assert written["audio"][0]["relative_error"] == random_report.audio[0].relative_error
+
+
+def test_verification_fails_when_a_weight_is_wrong(random_checkpoint: Path, tmp_path: Path) -> None:
+    """A wrong package has to be told from a right one: convert a checkpoint in which one norm is scaled by 1.01."""
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in random_checkpoint.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    name = "model.language_model.layers.3.post_attention_layernorm.weight"
+    shard = damaged / json.loads((damaged / "model.safetensors.index.json").read_text())["weight_map"][name]
+    content = bytearray(shard.read_bytes())
+    data_start = 8 + int.from_bytes(content[:8], "little")
+    offsets = json.loads(content[8:data_start])[name]["data_offsets"]
+    start, end = (data_start + offset for offset in offsets)
+    content[start:end] = (np.frombuffer(content[start:end], np.float32) * np.float32(1.01)).tobytes()
+    shard.write_bytes(content)
+    convert_onnx(damaged, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+    assert not verify_package(tmp_path / "package", random_checkpoint, Silence()).passed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "cosine", "divergence", "same_top_token"),
+    [
+        # Weights of 8 bits and activations of 8 bits.
+        ("int8", 0.99, 0.02, 0.95),
+        # Decoder weights of 4 bits; the audio encoder stays at 8.
+        ("int4", 0.99, 0.3, 0.85),
+    ],
+)
+def test_a_rounded_package_of_the_trained_model_stays_close_to_the_reference(
+    recipe: str, cosine: float, divergence: float, same_top_token: float, tmp_path: Path
+) -> None:
+    convert_onnx(TINY, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
+    report = verify_package(tmp_path / "package", TINY, Silence())
+    assert min(comparison.cosine for comparison in report.audio) >= cosine
+    assert max(comparison.divergence for comparison in report.logits) <= divergence
+    assert min(comparison.same_top_token for comparison in report.logits) >= same_top_token
+
+
+def test_rounded_weights_without_rounded_activations_match_a_reference_with_the_same_weights(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    """int4 at accuracy level 0 is exact arithmetic on rounded weights, so only the rounding may differ from float."""
+    settings = ConversionSettings(RECIPES["int8"], accuracy_level=0)
+    convert_onnx(random_checkpoint, tmp_path / "package", settings)
+    report = verify_package(tmp_path / "package", random_checkpoint, Silence())
+    assert min(comparison.cosine for comparison in report.audio) >= 0.999
