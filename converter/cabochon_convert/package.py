@@ -31,6 +31,7 @@ def new_package(folder: Path, *, replace: bool) -> Iterator[Path]:
     Raises:
         OutputError: something is there already, or the disk refuses.
     """
+    folder = folder.resolve()
     _refuse_existing(folder, replace)
     # The process id keeps two conversions apart and tells which leftovers no process is writing any more.
     beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -66,9 +67,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _refuse_existing(folder: Path, replace: bool) -> None:
-    if not folder.exists() and not folder.is_symlink():
+    if not folder.exists():
         return
-    if folder.is_dir() and not folder.is_symlink():
+    if folder.is_dir():
         if not any(folder.iterdir()):
             return
         if (folder / MANIFEST_NAME).is_file():
@@ -80,9 +81,10 @@ def _refuse_existing(folder: Path, replace: bool) -> None:
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove what a conversion into this folder left when it was killed."""
-    for leftover in folder.parent.glob(f".{folder.name}.partial-*"):
-        process = leftover.name.rpartition("-")[2]
-        if process.isdigit() and not _is_alive(int(process)):
+    prefix = f".{folder.name}.partial-"
+    for leftover in folder.parent.iterdir():
+        process = leftover.name.removeprefix(prefix).partition("-")[0]
+        if leftover.name.startswith(prefix) and process.isdecimal() and not _is_alive(int(process)):
             shutil.rmtree(leftover, ignore_errors=True)
 
 

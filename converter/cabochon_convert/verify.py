@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.backend import EngineSettings, Session, open_session
-from cabochon.decode import Embedder, decode, prefill
-from cabochon.embedding_table import EmbeddingRows
+from cabochon.decode import decode, prefill
+from cabochon.embedder import open_embedder
 from cabochon.log_mel import Float32Array, log_mel
 from cabochon.manifest import Manifest
 from cabochon.package import Package, open_package
-from cabochon.pipeline import expand_audio
-from cabochon.prompt import ChatTemplate, Message, transcription_instruction
+from cabochon.prompt import Message, PromptWriter, transcription_instruction
 from cabochon.sampling import Sampler, SamplingSettings, soft_cap
 from cabochon.tokenizer import Tokenizer
 from cabochon_convert.progress import Progress
@@ -126,26 +125,15 @@ class _Subject:
     """The converted model, opened below the level of text."""
 
     def __init__(self, package: Package, engine: str) -> None:
-        manifest = package.manifest
-        tables = manifest.engines[engine]
-        per_layer = tables.per_layer_embeddings
-        self.manifest = manifest
+        self.manifest = package.manifest
         self.session: Session = open_session(package, engine, EngineSettings())
-        self.embedder = Embedder(
-            EmbeddingRows(package.folder, tables.token_embeddings),
-            EmbeddingRows(package.folder, per_layer) if per_layer else None,
-            manifest.pad_token,
-        )
-        self._tokenizer = Tokenizer(package.path(manifest.tokenizer_file))
-        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
-        self._template = ChatTemplate(template, bos_token=self._tokenizer.token_text(manifest.bos_token))
+        self.embedder = open_embedder(package, engine)
+        self._prompts = PromptWriter(package, Tokenizer(package.path(package.manifest.tokenizer_file)))
 
     def prompt(self, audio_tokens: int) -> list[int]:
-        """Tokens of the transcription prompt, or of a plain question where there is no audio."""
+        """Tokens of the transcription prompt; without audio, the same words as a plain request."""
         instruction = transcription_instruction(self.manifest.prompts, "English")
-        message = Message("user", instruction, has_audio=audio_tokens > 0)
-        tokens = self._tokenizer.encode(self._template.render([message]))
-        return expand_audio(tokens, self.manifest.audio, audio_tokens) if self.manifest.audio else tokens
+        return self._prompts.write([Message("user", instruction, has_audio=audio_tokens > 0)], audio_tokens)
 
 
 def _compare_audio(

@@ -3,67 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from cabochon.backend import Decoder
+from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
 from cabochon.log_mel import Float32Array
-from cabochon.manifest import AudioModel
 from cabochon.sampling import Sampler
 
 PREFILL_CHUNK = 512
 """Positions run at once: bounds the memory of activations; more is not faster on a CPU."""
-
-
-class Rows(Protocol):
-    """Embedding lookup: tokens to float32 [tokens, columns]."""
-
-    def look_up(self, tokens: Sequence[int]) -> Float32Array:
-        """Scaled rows of some tokens."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEmbeddings:
-    """A prompt as the decoder takes it."""
-
-    inputs_embeds: Float32Array
-    """[positions, hidden]"""
-    per_layer_inputs: Float32Array
-    """[positions, layers * per_layer_input_size]"""
-
-    def __len__(self) -> int:
-        return len(self.inputs_embeds)
-
-
-@dataclass(frozen=True, slots=True)
-class Embedder:
-    """The two embedding tables of a model."""
-
-    tokens: Rows
-    per_layer: Rows | None
-    pad_token: int
-
-    def embed(
-        self, tokens: Sequence[int], audio: AudioModel | None = None, audio_embeddings: Float32Array | None = None
-    ) -> PromptEmbeddings:
-        """Look tokens up and splice audio embeddings into the places of the soft tokens.
-
-        Like the reference, a soft token is looked up as the pad token in both tables before it is replaced.
-        """
-        soft_token = audio.soft_token if audio else None
-        places = [index for index, token in enumerate(tokens) if token == soft_token]
-        count = 0 if audio_embeddings is None else len(audio_embeddings)
-        if len(places) != count:
-            raise RequestError(f"the prompt has {len(places)} places for audio, but the clip has {count} audio tokens.")
-        plain = [self.pad_token if token == soft_token else token for token in tokens]
-        inputs_embeds = self.tokens.look_up(plain)
-        per_layer_inputs = self.per_layer.look_up(plain) if self.per_layer else np.zeros((len(plain), 0), np.float32)
-        if audio_embeddings is not None:
-            inputs_embeds[places] = audio_embeddings
-        return PromptEmbeddings(inputs_embeds, per_layer_inputs)
 
 
 def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Float32Array:

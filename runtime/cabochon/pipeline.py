@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabochon.backend import EngineSettings, open_session
-from cabochon.decode import Embedder, PromptEmbeddings, decode, prefill
-from cabochon.embedding_table import EmbeddingRows
+from cabochon.decode import decode, prefill
+from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.errors import AudioError, RequestError
 from cabochon.log_mel import Float32Array, log_mel
 from cabochon.manifest import AudioModel
 from cabochon.package import Package, open_package
 from cabochon.prompt import (
-    ChatTemplate,
     Message,
+    PromptWriter,
     split_translation,
     transcription_instruction,
     translation_instruction,
@@ -114,20 +114,11 @@ class Model:
     """A loaded package. It holds one key-value cache: starting an answer ends the one before it."""
 
     def __init__(self, package: Package, engine: str, settings: EngineSettings) -> None:
-        manifest = package.manifest
         self.package = package
         self._session = open_session(package, engine, settings)
-        self._tokenizer = Tokenizer(package.path(manifest.tokenizer_file))
-        bos_text = self._tokenizer.token_text(manifest.bos_token)
-        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
-        self._template = ChatTemplate(template, bos_token=bos_text)
-        tables = manifest.engines[engine]
-        per_layer = tables.per_layer_embeddings
-        self._embedder = Embedder(
-            EmbeddingRows(package.folder, tables.token_embeddings),
-            EmbeddingRows(package.folder, per_layer) if per_layer else None,
-            manifest.pad_token,
-        )
+        self._embedder = open_embedder(package, engine)
+        self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
+        self._prompts = PromptWriter(package, self._tokenizer)
         self._answers_started = 0
 
     def transcribe(self, sound: SoundSource, language: str | None = None, max_tokens: int = 1024) -> Answer:
@@ -160,11 +151,8 @@ class Model:
             started = time.perf_counter()
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
-        tokens = self._tokenizer.encode(self._template.render(messages))
-        audio = self.package.manifest.audio
-        if audio_embeddings is not None and audio is not None:
-            tokens = expand_audio(tokens, audio, len(audio_embeddings))
-        prompt = self._embedder.embed(tokens, audio, audio_embeddings)
+        tokens = self._prompts.write(messages, 0 if audio_embeddings is None else len(audio_embeddings))
+        prompt = self._embedder.embed(tokens, self.package.manifest.audio, audio_embeddings)
         statistics.prompt_positions = len(prompt)
         return Answer(self._pieces(prompt, settings, max_tokens, statistics), statistics, note)
 
@@ -172,9 +160,11 @@ class Model:
         audio = self._audio_model()
         if not isinstance(sound, np.ndarray):
             return read_sound(sound, audio.log_mel.sample_rate, audio.max_samples)
-        if sound.ndim != 1 or len(sound) > audio.max_samples or not np.isfinite(sound).all():
+        is_float = np.issubdtype(sound.dtype, np.floating)
+        if not is_float or sound.ndim != 1 or len(sound) > audio.max_samples or not np.isfinite(sound).all():
             raise AudioError(
-                f"the waveform has shape {list(sound.shape)}: expected at most {audio.max_samples} finite samples."
+                f"the waveform is {sound.dtype} of shape {list(sound.shape)}: expected at most {audio.max_samples} "
+                "finite floating-point samples in [-1, 1]."
             )
         return Sound(sound.astype(np.float32), audio.log_mel.sample_rate, "")
 
@@ -236,14 +226,3 @@ def load(package: str | os.PathLike[str], *, engine: str = "onnx", threads: int 
         MissingDependencyError: the engine's library is not installed.
     """
     return Model(open_package(package), engine, EngineSettings(threads, context_length))
-
-
-def expand_audio(tokens: Sequence[int], audio: AudioModel, count: int) -> list[int]:
-    """Replace the template's one placeholder by begin, `count` soft tokens, end."""
-    expanded: list[int] = []
-    for token in tokens:
-        if token == audio.soft_token:
-            expanded += [audio.begin_token, *[audio.soft_token] * count, audio.end_token]
-        else:
-            expanded.append(token)
-    return expanded

@@ -8,6 +8,8 @@ from typing import Any
 
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Prompts
+from cabochon.package import Package
+from cabochon.tokenizer import Tokenizer
 
 LANGUAGE_NAMES = {
     "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
@@ -88,6 +90,26 @@ class ChatTemplate:
             )
         except (self._error, TypeError, ValueError) as error:
             raise RequestError(f"the chat template refuses this conversation ({error}).") from None
+
+
+class PromptWriter:
+    """Turns conversations into the tokens of a prompt."""
+
+    def __init__(self, package: Package, tokenizer: Tokenizer) -> None:
+        manifest = package.manifest
+        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
+        self._tokenizer = tokenizer
+        self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
+        self._audio = manifest.audio
+
+    def write(self, messages: Sequence[Message], audio_tokens: int = 0) -> list[int]:
+        """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end."""
+        tokens = self._tokenizer.encode(self._template.render(messages))
+        if self._audio is None or audio_tokens == 0:
+            return tokens
+        audio = self._audio
+        clip = [audio.begin_token, *[audio.soft_token] * audio_tokens, audio.end_token]
+        return [written for token in tokens for written in (clip if token == audio.soft_token else [token])]
 
 
 def _template_message(message: Message) -> dict[str, Any]:
