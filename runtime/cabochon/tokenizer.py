@@ -66,7 +66,11 @@ class TokenStream:
         if not final and text.endswith("\ufffd"):
             return ""
         piece = text[self._emitted :]
-        # The last token stays as context, because a leading space is dropped at the start of a text.
-        self._start = max(self._start, len(self._tokens) - 1)
-        self._emitted = len(self._tokenizer.decode(self._tokens[self._start :]))
+        self._emitted += len(piece)
+        # The last token stays as context, because a leading space is dropped at the start of a text. Bytes of a
+        # character are no place to cut: a run of them only decodes as a whole.
+        last = self._tokenizer.decode(self._tokens[-1:])
+        if last and "\ufffd" not in last:
+            self._start = len(self._tokens) - 1
+            self._emitted = len(last)
         return piece
