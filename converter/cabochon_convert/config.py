@@ -13,11 +13,12 @@ from cabochon_convert.checkpoint import CheckpointError
 
 ARCHITECTURE = "Gemma4ForConditionalGeneration"
 
-# Keys that transformers writes into every config and that say nothing about the maths of inference.
+# Keys that transformers and fine-tuning tools write and that say nothing about the maths of inference.
 _BOOKKEEPING = {
-    "_name_or_path", "architectures", "attention_dropout", "chunk_size_feed_forward", "dtype", "id2label",
-    "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions", "output_hidden_states",
-    "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
+    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "chunk_size_feed_forward",
+    "dtype", "id2label", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
+    "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version", "unsloth_fixed",
+    "unsloth_version", "use_cache",
 }  # fmt: skip
 
 _TOP_KEYS = _BOOKKEEPING | {
@@ -136,7 +137,7 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
         raise CheckpointError("the checkpoint is already quantized: convert its unquantized (bf16) original.")
     _refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
-        text = _read_text(_section(config, "text_config"))
+        text = _read_text(_section(config, "text_config"), ties_embeddings=config.get("tie_word_embeddings", True))
         audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
         return ModelConfig(
             text=text,
@@ -155,7 +156,7 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
         raise CheckpointError(f"config.json holds a value of the wrong kind ({error}).") from None
 
 
-def _read_text(text: dict[str, Any]) -> TextConfig:
+def _read_text(text: dict[str, Any], *, ties_embeddings: bool) -> TextConfig:
     _refuse_unknown(text, _TEXT_KEYS, "text_config")
     _require_value(text, "hidden_activation", ("gelu_pytorch_tanh",))
     _require_value(text, "attention_bias", (False,), default=False)
@@ -174,7 +175,7 @@ def _read_text(text: dict[str, Any]) -> TextConfig:
         norm_epsilon=float(text["rms_norm_eps"]),
         final_logit_softcap=float(text.get("final_logit_softcapping") or 0.0),
         max_positions=_positive(text, "max_position_embeddings"),
-        ties_embeddings=bool(text.get("tie_word_embeddings", True)),
+        ties_embeddings=bool(ties_embeddings),
         bos_token=int(text.get("bos_token_id", 2)),
         pad_token=int(text.get("pad_token_id", 0)),
     )

@@ -234,7 +234,7 @@ def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str,
             f"{len(vestigial)} key and value tensors were skipped: their layers share the cache of an earlier layer."
         )
     if len(skipped) > len(vestigial):
-        parts = sorted({name.split(".")[1] for name in skipped if name not in vestigial and "." in name})
+        parts = sorted({name.removeprefix("model.").split(".")[0] for name in skipped if name not in vestigial})
         notes.append(f"{len(skipped) - len(vestigial)} tensors have no use in this package ({', '.join(parts)}).")
     return tuple(notes)
 

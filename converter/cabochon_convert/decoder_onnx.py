@@ -25,7 +25,7 @@ from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import LayerConfig, TextConfig
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearWriter, MatrixRows, StoredMatrix
-from cabochon_convert.recipes import EMBEDDING, Recipe
+from cabochon_convert.recipes import EMBEDDING, HEAD, Recipe
 
 PREFIX = "model.language_model."
 # Slice's way to say "to the end".
@@ -88,7 +88,7 @@ class _DecoderBuilder:
         if owners == len(config.layers):
             hidden = self._keep_last(hidden)
         normed = self._norm(hidden, "norm.weight", config.hidden_size, "final_norm")
-        tensor = EMBEDDING if config.ties_embeddings else "lm_head.weight"
+        tensor = EMBEDDING if config.ties_embeddings else HEAD
         head = self._writer.head(normed, MatrixRows.whole(tensor, config.vocabulary_size, config.hidden_size), "logits")
         graph.output("logits", "float32", (1, "K", config.vocabulary_size))
         return tuple(self._caches), head

@@ -14,6 +14,8 @@ INT4 = Precision(4, 32)
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.language_model.embed_tokens_per_layer.weight"
+HEAD = "lm_head.weight"
+"""Only in checkpoints that do not tie it to the embedding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ _INT8 = Recipe(
     "int8",
     (
         Rule("model.language_model.*", INT8),
+        Rule(HEAD, INT8),
         Rule("model.audio_tower.layers.*.linear.weight", INT8),
         Rule("model.embed_audio.*", INT8),
     ),
