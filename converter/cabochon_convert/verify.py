@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cabochon.backend import EngineSettings, Session, open_session
+from cabochon.backend import EngineSettings, Session
 from cabochon.decode import decode, prefill
 from cabochon.embedder import open_embedder
+from cabochon.engines import open_session
 from cabochon.log_mel import Float32Array, log_mel
 from cabochon.manifest import Manifest
 from cabochon.package import Package, open_package

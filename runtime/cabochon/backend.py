@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from cabochon.errors import RequestError
 from cabochon.log_mel import Float32Array
-from cabochon.package import Package
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +66,3 @@ class Session:
 
     decoder: Decoder
     audio_encoder: AudioEncoder | None
-
-
-def open_session(package: Package, engine: str, settings: EngineSettings) -> Session:
-    """Load the graphs of a package with the engine of that name.
-
-    Raises:
-        RequestError: the package has no graphs for this engine.
-        MissingDependencyError: the engine's library is not installed.
-    """
-    engines = package.manifest.engines
-    if engine not in engines:
-        raise RequestError(f"the package has no graphs for the engine {engine!r}, only for {', '.join(engines)}.")
-    if engine == "onnx":
-        from cabochon.backend_onnx import open_onnx_session
-
-        return open_onnx_session(package, settings)
-    raise RequestError(f"this cabochon cannot run the engine {engine!r}: install a newer one.")

@@ -93,7 +93,9 @@ def _add_common(parser: argparse.ArgumentParser, command: Callable[[argparse.Nam
     parser.add_argument("--engine", choices=("onnx",), default="onnx", help="what runs the graphs (default: onnx)")
     parser.add_argument("--threads", type=_count, default=0, help="threads of one operation (default: all processors)")
     parser.add_argument("--context-length", type=_count, default=0, help="positions to make room for (default: all)")
-    parser.add_argument("--max-tokens", type=_count, default=1024, help="longest answer (default: %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=_positive_count, default=1024, help="longest answer (default: %(default)s)"
+    )
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -104,20 +106,27 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     number = int(text)
     if number < 0:
-        raise ValueError("negative")
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def _positive_count(text: str) -> int:
+    number = _count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is too little")
     return number
 
 
 def _transcribe(arguments: argparse.Namespace) -> None:
     model, load_seconds = _load(arguments)
-    answer = model.transcribe(arguments.sound, arguments.language, arguments.max_tokens or 1024)
+    answer = model.transcribe(arguments.sound, arguments.language, arguments.max_tokens)
     _show(answer, arguments, load_seconds, lambda: {"transcript": answer.text.strip()})
 
 
 def _translate(arguments: argparse.Namespace) -> None:
     model, load_seconds = _load(arguments)
     answer = model.translate(
-        arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens or 1024
+        arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
     )
     _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
 
@@ -133,7 +142,7 @@ def _chat(arguments: argparse.Namespace) -> None:
     messages = [Message("system", arguments.system)] if arguments.system else []
     for question in _questions(arguments.prompt):
         messages.append(Message("user", question))
-        answer = model.chat(messages, settings, arguments.max_tokens or 1024)
+        answer = model.chat(messages, settings, arguments.max_tokens)
         _stream(answer)
         messages.append(Message("assistant", answer.text))
 

@@ -197,7 +197,8 @@ class EmbeddingTable:
         _require(self.rows > 0 and self.columns > 0, "an embedding table has no rows or no columns")
         _require(self.storage in TABLE_STORAGES, f"the table storage {self.storage!r} is unknown")
         if self.storage.startswith("int"):
-            fills = self.block_size > 0 and self.columns % self.block_size == 0
+            whole_bytes = self.storage != "int4" or self.columns % 2 == 0
+            fills = whole_bytes and self.block_size > 0 and self.columns % self.block_size == 0
             _require(fills, "an embedding table's blocks do not fill its rows")
             _require(self.scales is not None and self.scale_storage in ("float32", "float16"), "a table has no scales")
         else:
@@ -285,6 +286,16 @@ class Manifest:
             _require(path in paths, f"{path} is used but not listed among the files")
         for token in self._control_tokens():
             _require(0 <= token < self.text.vocabulary_size, f"token {token} is outside the vocabulary")
+        for name, engine in self.engines.items():
+            self._require_fitting_tables(name, engine)
+
+    def _require_fitting_tables(self, name: str, engine: Engine) -> None:
+        text, tokens, per_layer = self.text, engine.token_embeddings, engine.per_layer_embeddings
+        fits = (tokens.rows, tokens.columns) == (text.vocabulary_size, text.hidden_size)
+        _require(fits, f"the token_embeddings of {name} have another size than the text model")
+        width = text.layer_count * text.per_layer_input_size
+        fits = (per_layer.rows, per_layer.columns) == (text.vocabulary_size, width) if per_layer else width == 0
+        _require(fits, f"the per_layer_embeddings of {name} have another size than the text model")
 
     def _referenced_files(self) -> list[str]:
         paths = [self.tokenizer_file, self.chat_template_file]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cabochon.backend import EngineSettings, open_session
+from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.engines import open_session
 from cabochon.errors import AudioError, RequestError
 from cabochon.log_mel import Float32Array, log_mel
 from cabochon.manifest import AudioModel

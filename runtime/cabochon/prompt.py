@@ -35,8 +35,9 @@ class Message:
 
 def language_name(language: str) -> str:
     """The English name of a language, given as such a name or as an ISO 639-1 code."""
-    name = LANGUAGE_NAMES.get(language.lower(), language.strip())
-    if not name or not name.replace(" ", "").replace("-", "").isalpha():
+    name = LANGUAGE_NAMES.get(language.strip().lower(), language.strip())
+    # No English name of a language is as short as a code, so two letters that remain are an unknown code.
+    if len(name) < 3 or not name.replace(" ", "").replace("-", "").isalpha():
         raise RequestError(f"{language!r} is no language: give its English name (German) or its code (de).")
     return name[0].upper() + name[1:]
 
@@ -71,13 +72,14 @@ class ChatTemplate:
         except ImportError:
             raise missing_dependency("jinja2", "onnx") from None
         self._bos_token = bos_token
-        self._error = jinja2.TemplateError
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise PackageError(f"the chat template of the package is not valid Jinja ({error}).") from None
+        except (jinja2.TemplateError, RecursionError, ValueError) as error:
+            raise PackageError(
+                f"the chat template of the package is not valid Jinja ({_on_one_line(error)})."
+            ) from None
 
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as the text of a prompt that the model continues."""
@@ -88,8 +90,8 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 enable_thinking=False,  # thinking leaks into transcripts
             )
-        except (self._error, TypeError, ValueError) as error:
-            raise RequestError(f"the chat template refuses this conversation ({error}).") from None
+        except Exception as error:  # the template is a program from elsewhere, which can fail in every way
+            raise RequestError(f"the chat template refuses this conversation ({_on_one_line(error)}).") from None
 
 
 class PromptWriter:
@@ -116,6 +118,10 @@ def _template_message(message: Message) -> dict[str, Any]:
     if not message.has_audio:
         return {"role": message.role, "content": message.text}
     return {"role": message.role, "content": [{"type": "text", "text": message.text}, {"type": "audio"}]}
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _refuse(sentence: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from cabochon.errors import PackageError, missing_dependency
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+"""How a vocabulary writes the tokens that spell a rare character byte by byte."""
 
 
 class Tokenizer:
@@ -37,6 +41,10 @@ class Tokenizer:
             raise PackageError(f"the tokenizer has no token {token}, which the manifest names.")
         return str(text)
 
+    def is_byte(self, token: int) -> bool:
+        """Whether a token stands for one byte of a character."""
+        return BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
     def start_stream(self) -> TokenStream:
         """A decoder that turns tokens into text one by one."""
         return TokenStream(self)
@@ -54,23 +62,18 @@ class TokenStream:
     def push(self, token: int) -> str:
         """Add a token; returns the text that became final, often one word, sometimes nothing."""
         self._tokens.append(token)
-        # An incomplete UTF-8 sequence decodes to a trailing replacement character: wait for its other bytes.
-        return self._release(final=False)
+        # Neighbouring bytes are decoded together, even across control tokens, which have no text: wait for the end.
+        if self._tokenizer.is_byte(token) or not self._tokenizer.decode([token]):
+            return ""
+        return self._release()
 
     def finish(self) -> str:
         """The text that is still held back at the end."""
-        return self._release(final=True)
+        return self._release()
 
-    def _release(self, *, final: bool) -> str:
-        text = self._tokenizer.decode(self._tokens[self._start :])
-        if not final and text.endswith("\ufffd"):
-            return ""
-        piece = text[self._emitted :]
-        self._emitted += len(piece)
-        # The last token stays as context, because a leading space is dropped at the start of a text. Bytes of a
-        # character are no place to cut: a run of them only decodes as a whole.
-        last = self._tokenizer.decode(self._tokens[-1:])
-        if last and "\ufffd" not in last:
-            self._start = len(self._tokens) - 1
-            self._emitted = len(last)
+    def _release(self) -> str:
+        piece = self._tokenizer.decode(self._tokens[self._start :])[self._emitted :]
+        # The last token stays as context, because a leading space is dropped at the start of a text.
+        self._start = max(self._start, len(self._tokens) - 1)
+        self._emitted = len(self._tokenizer.decode(self._tokens[self._start :]))
         return piece

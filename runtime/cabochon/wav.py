@@ -53,13 +53,16 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int)
             _check_length(file_path, file.frames, file.samplerate, sample_rate, max_samples)
             channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
             found_rate, encoding = file.samplerate, file.subtype
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    # soundfile raises TypeError for a headerless .raw file.
+    except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{file_path} cannot be read as sound ({_first_line(error)}).") from None
     if len(channels) == 0:
         raise AudioError(f"{file_path} holds no samples: expected speech.")
     if not np.isfinite(channels).all():
         raise AudioError(f"{file_path} holds samples that are not finite numbers: save it again as 16-bit WAV.")
-    waveform = np.clip(resample(channels.mean(axis=1), found_rate, sample_rate), -1.0, 1.0)
+    # Before, because samples near float32's end would overflow; after, because the filter overshoots.
+    mono = np.clip(channels, -1.0, 1.0).mean(axis=1)
+    waveform = np.clip(resample(mono, found_rate, sample_rate), -1.0, 1.0)
     return Sound(waveform, sample_rate, _note(file_path, found_rate, sample_rate, channels.shape[1], encoding))
 
 

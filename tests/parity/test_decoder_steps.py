@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cabochon
-from cabochon.backend import EngineSettings, Session, open_session
+from cabochon.backend import EngineSettings, Session
+from cabochon.engines import open_session
 from cabochon.errors import RequestError
 from cabochon.package import open_package
 
