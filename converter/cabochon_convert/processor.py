@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,29 +41,43 @@ PROMPTS = Prompts(
     translation_marker="\n{target}: ",
 )
 
-# Gemma4AudioFeatureExtractor's defaults; its frames are 20 ms and its hops 10 ms.
-_FRONTEND_DEFAULTS = {
-    "feature_size": 128,
-    "sampling_rate": 16_000,
-    "frame_length": 320,
-    "hop_length": 160,
-    "fft_length": 512,
-    "min_frequency": 0.0,
-    "max_frequency": 8000.0,
-    "mel_floor": 1e-3,
+DEFAULT_LOG_MEL = LogMelParameters(
+    sample_rate=16_000,
+    frame_length=320,
+    hop_length=160,
+    fft_length=512,
+    mel_bins=128,
+    min_frequency=0.0,
+    max_frequency=8000.0,
+    mel_floor=1e-3,
+)
+"""Gemma4AudioFeatureExtractor's defaults: frames of 20 ms every 10 ms."""
+
+# How processor_config.json calls the fields of LogMelParameters.
+_FRONTEND_KEYS = {
+    "sampling_rate": "sample_rate",
+    "frame_length": "frame_length",
+    "hop_length": "hop_length",
+    "fft_length": "fft_length",
+    "feature_size": "mel_bins",
+    "min_frequency": "min_frequency",
+    "max_frequency": "max_frequency",
+    "mel_floor": "mel_floor",
 }
-# What the frontend does not implement, with the one value that means "off".
-_FRONTEND_OFF = {
+# Settings of which one value only is implemented.
+_FRONTEND_FIXED = {
     "dither": 0.0,
     "fft_overdrive": False,
     "input_scale_factor": 1.0,
     "preemphasis": 0.0,
     "per_bin_mean": None,
     "per_bin_stddev": None,
+    "frame_length_ms": 20.0,
+    "hop_length_ms": 10.0,
 }
 _FRONTEND_INDIFFERENT = {
-    "feature_extractor_type", "frame_length_ms", "hop_length_ms", "padding_side", "padding_value",
-    "preemphasis_htk_flavor", "return_attention_mask", "processor_class",
+    "feature_extractor_type", "padding_side", "padding_value", "preemphasis_htk_flavor", "processor_class",
+    "return_attention_mask",
 }  # fmt: skip
 DEFAULT_TOKENS_PER_CLIP = 750
 DEFAULT_MS_PER_TOKEN = 40
@@ -92,24 +106,18 @@ def read_audio_frontend(folder: Path) -> AudioFrontend:
     if not isinstance(extractor, dict):
         note = f"{path.name} says nothing about audio, so transformers' default frontend is used."
         extractor = {}
-    unknown = sorted(extractor.keys() - _FRONTEND_DEFAULTS.keys() - _FRONTEND_OFF.keys() - _FRONTEND_INDIFFERENT)
+    unknown = sorted(extractor.keys() - _FRONTEND_KEYS.keys() - _FRONTEND_FIXED.keys() - _FRONTEND_INDIFFERENT)
     if unknown:
         raise CheckpointError(f"{path} has the unknown audio setting {unknown[0]}, which may change what is heard.")
-    for key, off in _FRONTEND_OFF.items():
-        if extractor.get(key, off) != off:
-            raise CheckpointError(f"{path} sets {key} to {extractor[key]!r}, but only {off!r} is implemented.")
-    values = {key: extractor.get(key, default) for key, default in _FRONTEND_DEFAULTS.items()}
+    for key, value in _FRONTEND_FIXED.items():
+        if extractor.get(key, value) != value:
+            raise CheckpointError(f"{path} sets {key} to {extractor[key]!r}, but only {value!r} is implemented.")
     try:
-        parameters = LogMelParameters(
-            sample_rate=int(values["sampling_rate"]),
-            frame_length=int(values["frame_length"]),
-            hop_length=int(values["hop_length"]),
-            fft_length=int(values["fft_length"]),
-            mel_bins=int(values["feature_size"]),
-            min_frequency=float(values["min_frequency"]),
-            max_frequency=float(values["max_frequency"]),
-            mel_floor=float(values["mel_floor"]),
-        )
+        changes: dict[str, Any] = {}
+        for key, name in _FRONTEND_KEYS.items():
+            if key in extractor:
+                changes[name] = type(getattr(DEFAULT_LOG_MEL, name))(extractor[key])
+        parameters = replace(DEFAULT_LOG_MEL, **changes)
         milliseconds = int(processor.get("audio_seq_length", DEFAULT_TOKENS_PER_CLIP)) * int(
             processor.get("audio_ms_per_token", DEFAULT_MS_PER_TOKEN)
         )
