@@ -72,6 +72,11 @@ class Checkpoint:
         return name in self._records
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All tensors, in name order."""
+        return tuple(sorted(self._records))
+
+    @property
     def unread_names(self) -> tuple[str, ...]:
         """Tensors that nobody asked for so far."""
         return tuple(sorted(self._records.keys() - self._read_names))
@@ -144,13 +149,9 @@ def open_checkpoint(folder: Path, on_read: Callable[[int], None] | None = None) 
     Raises:
         CheckpointError: no checkpoint, a missing shard, a damaged header, a truncated file.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint.")
-    if not (folder / "config.json").is_file():
-        kind = "a LoRA adapter, merge it into its model first" if (folder / "adapter_config.json").is_file() else None
-        raise CheckpointError(f"{folder} is {kind or 'not a Hugging Face checkpoint: it has no config.json'}.")
     records: dict[str, TensorRecord] = {}
     try:
+        _refuse_other_folders(folder)
         for file in _weight_files(folder):
             records.update(_read_header(file))
         _check_index(folder, records)
@@ -182,6 +183,14 @@ def hash_checkpoint(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
                 digest.update(buffer[:count])
                 progress(count)
     return digest.hexdigest()
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint.")
+    if not (folder / "config.json").is_file():
+        kind = "a LoRA adapter, merge it into its model first" if (folder / "adapter_config.json").is_file() else None
+        raise CheckpointError(f"{folder} is {kind or 'not a Hugging Face checkpoint: it has no config.json'}.")
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -67,8 +67,9 @@ def test_verification_fails_when_a_weight_is_wrong(random_checkpoint: Path, tmp_
     [
         # Weights of 8 bits and activations of 8 bits.
         ("int8", 0.99, 0.02, 0.95),
-        # Decoder weights of 4 bits; the audio encoder stays at 8.
-        ("int4", 0.99, 0.3, 0.85),
+        # Decoder weights of 4 bits; the audio encoder stays at 8. Most positions lie inside the prompt, where the model
+        # was never trained to predict anything and has no clear favourite.
+        ("int4", 0.99, 0.3, 0.75),
     ],
 )
 def test_a_rounded_package_of_the_trained_model_stays_close_to_the_reference(

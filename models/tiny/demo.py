@@ -1,0 +1,67 @@
+"""Converts the small model beside this file and lets it translate held-out sentences: what `make demo` runs.
+
+python models/tiny/demo.py [--recipe int4]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cabochon
+
+TINY = Path(__file__).resolve().parent
+REPOSITORY = TINY.parent.parent
+
+
+def main() -> int:
+    """Convert, load, translate every demo sound, print what came out beside what was said."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="int4", help="quantization (default: %(default)s)")
+    recipe = parser.parse_args().recipe
+    package = REPOSITORY / "build" / f"tiny-{recipe}"
+    command = ["cabochon-convert", TINY.relative_to(REPOSITORY), package.relative_to(REPOSITORY), "--recipe", recipe]
+    print("$", *command, "--replace", flush=True)
+    executable = Path(sys.executable).parent / "cabochon-convert"
+    subprocess.run([executable, *command[1:], "--replace"], cwd=REPOSITORY, check=True)
+
+    started = time.perf_counter()
+    model = cabochon.load(package)
+    load_seconds = time.perf_counter() - started
+    references = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
+    correct = 0
+    # The first run of a graph also lays out its memory, so it is not the one to be timed.
+    model.translate(TINY / "demo" / references[0]["file"], source="English", target="German").finish()
+    for reference in references:
+        correct += _translate(model, reference)
+    checkpoint_size = (TINY / "model.safetensors").stat().st_size
+    print()
+    print(f"package       {model.package.size / 1e6:.1f} MB (checkpoint {checkpoint_size / 1e6:.1f} MB)")
+    print(f"load time     {load_seconds:.2f} s")
+    print(f"exactly right {correct} of {2 * len(references)} lines")
+    return 0
+
+
+def _translate(model: cabochon.Model, reference: dict[str, str]) -> int:
+    answer = model.translate(TINY / "demo" / reference["file"], source="English", target="German")
+    answer.finish()
+    statistics = answer.statistics
+    print()
+    print(f"{reference['file']}, {statistics.audio_seconds:.1f} s, voice {reference['voice']}")
+    print(f"  said        {reference['en']}")
+    print(f"  transcript  {answer.transcript}")
+    print(f"  German      {reference['de']}")
+    print(f"  translation {answer.translation}")
+    print(
+        f"  real-time factor {statistics.real_time_factor:.3f}, {statistics.tokens_per_second:.0f} tokens/s, "
+        f"{statistics.total_seconds:.2f} s in all"
+    )
+    return (answer.transcript == reference["en"]) + (answer.translation == reference["de"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

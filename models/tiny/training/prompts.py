@@ -1,0 +1,36 @@
+"""The published Gemma 4 prompts for speech, and the chat turns around them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cabochon.prompt import transcription_instruction, translation_instruction
+from cabochon_convert.processor import PROMPTS
+
+from .phrasebook import LANGUAGE_NAMES
+
+BEGIN_OF_AUDIO: Final = "<|audio>"
+AUDIO: Final = "<|audio|>"
+END_OF_AUDIO: Final = "<audio|>"
+END_OF_TURN: Final = "<turn|>"
+
+
+def prompt(source: str, target: str) -> str:
+    """The transcription prompt where both languages (codes such as "en") are the same, else the translation prompt."""
+    if source == target:
+        return transcription_instruction(PROMPTS, source)
+    return translation_instruction(PROMPTS, source, target)
+
+
+def translation_answer(transcription: str, translation: str, target: str) -> str:
+    """What the translation prompt asks for."""
+    return f"{transcription}\n{LANGUAGE_NAMES[target]}: {translation}"
+
+
+def before_audio(source: str, target: str) -> str:
+    """Everything that precedes the first audio token."""
+    return f"<bos><|turn>user\n{prompt(source, target)}{BEGIN_OF_AUDIO}"
+
+
+AFTER_AUDIO: Final = f"{END_OF_AUDIO}{END_OF_TURN}\n<|turn>model\n"
+"""Everything between the last audio token and the answer."""
