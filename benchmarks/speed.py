@@ -2,8 +2,8 @@
 
 python benchmarks/speed.py [PACKAGE …] [--rounds 7] [--seconds 5]
 
-Without a package, models/tiny is converted with every recipe. Medians are printed; the speech is noise of a fixed length,
-because speed does not depend on what is said.
+Without a package, models/tiny is converted with every recipe. Medians are printed; the speech is noise of a fixed
+length, because speed does not depend on what is said.
 """
 
 from __future__ import annotations

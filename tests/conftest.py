@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 
 from cabochon_convert.convert import ConversionSettings, convert_onnx
@@ -12,6 +13,13 @@ from cabochon_convert.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = REPOSITORY / "models" / "tiny"
+GOLDEN_MANIFEST = REPOSITORY / "tests" / "golden" / "manifest.json"
+
+# A busy machine must not make a test fail; a property that needs files takes a folder that its examples share.
+settings.register_profile(
+    "cabochon", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("cabochon")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,6 +6,7 @@ not implement. The meaning of each key follows transformers' `models/gemma4` (5.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +130,8 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
     Raises:
         CheckpointError: another architecture, an unknown key, or a value that is not implemented.
     """
-    architecture = (config.get("architectures") or [None])[0]
+    architectures = config.get("architectures")
+    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
     if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
         found = architecture or config.get("model_type") or "no model type"
         raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
@@ -139,15 +141,17 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
     try:
         text = _read_text(_section(config, "text_config"), ties_embeddings=config.get("tie_word_embeddings", True))
         audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
-        return ModelConfig(
+        model = ModelConfig(
             text=text,
             audio=audio,
             audio_token=int(config.get("audio_token_id", 258881)),
             begin_audio_token=int(config.get("boa_token_id", 256000)),
             end_audio_token=int(config.get("eoa_token_index", config.get("eoa_token_id", 258883))),
-            end_image_token=config.get("eoi_token_id"),
+            end_image_token=None if config.get("eoi_token_id") is None else int(config["eoi_token_id"]),
             eos_tokens=_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
         )
+        _refuse_tokens_outside(model)
+        return model
     except KeyError as error:
         raise CheckpointError(f"config.json lacks the key {error.args[0]}, which the graphs need.") from None
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
@@ -164,6 +168,7 @@ def _read_text(text: dict[str, Any], *, ties_embeddings: bool) -> TextConfig:
     _require_value(text, "enable_moe_block", (False,), default=False)
     _require_value(text, "use_bidirectional_attention", (None,), default=None)
     _require_value(text, "vocab_size_per_layer_input", (text["vocab_size"],), default=text["vocab_size"])
+    cap_key = "final_logit_softcapping"
     return TextConfig(
         vocabulary_size=_positive(text, "vocab_size"),
         hidden_size=_positive(text, "hidden_size"),
@@ -172,8 +177,8 @@ def _read_text(text: dict[str, Any], *, ties_embeddings: bool) -> TextConfig:
         layers=_read_layers(text),
         sliding_window=_positive(text, "sliding_window"),
         rope=_read_rope(text),
-        norm_epsilon=float(text["rms_norm_eps"]),
-        final_logit_softcap=float(text.get("final_logit_softcapping") or 0.0),
+        norm_epsilon=_positive_number(text, "rms_norm_eps"),
+        final_logit_softcap=_positive_number(text, cap_key) if text.get(cap_key) else 0.0,
         max_positions=_positive(text, "max_position_embeddings"),
         ties_embeddings=bool(ties_embeddings),
         bos_token=int(text.get("bos_token_id", 2)),
@@ -203,8 +208,8 @@ def _read_layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
         layers.append(
             LayerConfig(
                 kind=kind,
-                head_size=int(overrides[index].get("head_dim", text["head_dim"])),
-                kv_heads=int(overrides[index].get("num_key_value_heads", text["num_key_value_heads"])),
+                head_size=_positive(text | overrides[index], "head_dim"),
+                kv_heads=_positive(text | overrides[index], "num_key_value_heads"),
                 intermediate_size=_positive(text, "intermediate_size") * (wide if shares else 1),
                 cache_layer=cache_layer,
             )
@@ -239,7 +244,8 @@ def _read_rope(text: dict[str, Any]) -> dict[str, RopeConfig]:
     }
     _refuse_unknown(parameters, {"sliding_attention", "full_attention"}, "text_config.rope_parameters")
     result = {}
-    for name, entry in parameters.items():
+    for name in ("sliding_attention", "full_attention"):
+        entry = parameters[name]
         place = f"text_config.rope_parameters.{name}"
         _refuse_unknown(entry, {"rope_type", "rope_theta", "partial_rotary_factor"}, place)
         if entry.get("rope_type", "default") not in ("default", "proportional"):
@@ -247,7 +253,9 @@ def _read_rope(text: dict[str, Any]) -> dict[str, RopeConfig]:
         # The default type ignores the factor: transformers' compute_default_rope_parameters.
         proportional = entry.get("rope_type") == "proportional"
         fraction = float(entry.get("partial_rotary_factor", 1.0)) if proportional else 1.0
-        result[name.removesuffix("_attention")] = RopeConfig(float(entry["rope_theta"]), fraction)
+        if not 0 <= fraction <= 1:
+            raise CheckpointError(f"{place}.partial_rotary_factor is {fraction}, expected a share between 0 and 1.")
+        result[name.removesuffix("_attention")] = RopeConfig(_positive_number(entry, "rope_theta"), fraction)
     return result
 
 
@@ -260,6 +268,8 @@ def _read_audio(audio: dict[str, Any]) -> AudioConfig:
     channels = tuple(int(channel) for channel in audio["subsampling_conv_channels"])
     if len(channels) != 2:
         raise CheckpointError(f"audio_config.subsampling_conv_channels has {len(channels)} entries, expected 2.")
+    if _positive(audio, "hidden_size") % _positive(audio, "num_attention_heads"):
+        raise CheckpointError("audio_config.hidden_size must be a multiple of its num_attention_heads.")
     return AudioConfig(
         hidden_size=_positive(audio, "hidden_size"),
         layer_count=_positive(audio, "num_hidden_layers"),
@@ -267,10 +277,10 @@ def _read_audio(audio: dict[str, Any]) -> AudioConfig:
         subsampling_channels=(channels[0], channels[1]),
         conv_kernel_size=_positive(audio, "conv_kernel_size"),
         chunk_size=chunk,
-        residual_weight=float(audio["residual_weight"]),
-        attention_logit_cap=float(audio["attention_logit_cap"]),
-        gradient_clipping=float(audio["gradient_clipping"]),
-        norm_epsilon=float(audio["rms_norm_eps"]),
+        residual_weight=_positive_number(audio, "residual_weight"),
+        attention_logit_cap=_positive_number(audio, "attention_logit_cap"),
+        gradient_clipping=_positive_number(audio, "gradient_clipping"),
+        norm_epsilon=_positive_number(audio, "rms_norm_eps"),
         clips_linears=bool(audio["use_clipped_linears"]),
         output_size=_positive(audio, "output_proj_dims"),
     )
@@ -304,6 +314,27 @@ def _positive(section: dict[str, Any], key: str) -> int:
     if type(value) is not int or value <= 0:
         raise CheckpointError(f"config.json's {key} is {value!r}, expected a positive integer.")
     return value
+
+
+def _positive_number(section: dict[str, Any], key: str) -> float:
+    value = section[key]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json's {key} is {value!r}, expected a positive number.")
+    return float(value)
+
+
+def _refuse_tokens_outside(model: ModelConfig) -> None:
+    """Better now than when the finished package is read."""
+    tokens = {"bos_token_id": model.text.bos_token, "pad_token_id": model.text.pad_token}
+    if model.audio is not None:
+        tokens |= {
+            "audio_token_id": model.audio_token,
+            "boa_token_id": model.begin_audio_token,
+            "eoa_token_id": model.end_audio_token,
+        }
+    for key, token in tokens.items():
+        if not 0 <= token < model.text.vocabulary_size:
+            raise CheckpointError(f"config.json's {key} is {token}, outside its vocabulary.")
 
 
 def _token_list(value: Any) -> tuple[int, ...]:

@@ -37,6 +37,7 @@ from cabochon_convert.processor import (
     TOKENIZER_NAME,
     AudioFrontend,
     check_audio_prompt,
+    check_vocabulary,
     read_audio_frontend,
     read_chat_template,
     read_sampling,
@@ -88,6 +89,7 @@ def convert_onnx(
     checkpoint = open_checkpoint(source, progress.advance)
     config = read_config(read_json(source / "config.json"), with_audio=not settings.text_only)
     tokenizer = read_tokenizer(source)
+    check_vocabulary(tokenizer, config)
     sampling = read_sampling(source, config, tokenizer)
     chat_template = read_chat_template(source)
     frontend = _audio_frontend(source, config)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.manifest import EmbeddingTable, RowRegion
-from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.linear_onnx import StoredMatrix
 from cabochon_convert.quantize import Precision, quantize_matrix
 
@@ -84,7 +84,10 @@ def _quantized_rows(
 ) -> Iterator[np.ndarray]:
     """uint8 [some rows, value bytes + scale bytes]"""
     if shape[1] % precision.block_size:
-        raise ValueError(f"blocks of {precision.block_size} do not fill {shape[1]} columns")
+        raise CheckpointError(
+            f"the rows of {tensor} hold {shape[1]} values, which blocks of {precision.block_size} do not fill: "
+            "choose the recipe float."
+        )
     for part in checkpoint.read_rows(tensor, shape):
         quantized = quantize_matrix(part, precision)
         values = quantized.values.reshape(len(part), -1)

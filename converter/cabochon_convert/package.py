@@ -32,10 +32,10 @@ def new_package(folder: Path, *, replace: bool) -> Iterator[Path]:
         OutputError: something is there already, or the disk refuses.
     """
     folder = folder.resolve()
-    _refuse_existing(folder, replace)
     # The process id keeps two conversions apart and tells which leftovers no process is writing any more.
     beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
+        _refuse_existing(folder, replace)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
         beside.mkdir()
@@ -91,7 +91,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         return True

@@ -121,9 +121,12 @@ def read_audio_frontend(folder: Path) -> AudioFrontend:
         milliseconds = int(processor.get("audio_seq_length", DEFAULT_TOKENS_PER_CLIP)) * int(
             processor.get("audio_ms_per_token", DEFAULT_MS_PER_TOKEN)
         )
-    except (TypeError, ValueError) as error:
+        max_samples = milliseconds * parameters.sample_rate // 1000
+        if max_samples <= 0:
+            raise ValueError(f"clips of {milliseconds} ms")
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} describes an impossible audio frontend ({error}).") from None
-    return AudioFrontend(parameters, milliseconds * parameters.sample_rate // 1000, note)
+    return AudioFrontend(parameters, max_samples, note)
 
 
 def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sampling:
@@ -140,6 +143,9 @@ def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sa
         default_suppress = [config.end_audio_token, config.end_image_token]
         suppress = generation.get("suppress_tokens") or [token for token in default_suppress if token is not None]
         samples = bool(generation.get("do_sample", True))
+        for token in (*stop_tokens, *suppress):
+            if not 0 <= int(token) < config.text.vocabulary_size:
+                raise ValueError(f"the token {token} is outside the vocabulary")
         return Sampling(
             temperature=float(generation.get("temperature", 1.0)) if samples else 0.0,
             top_k=int(generation.get("top_k", 64)),
@@ -147,7 +153,7 @@ def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sa
             stop_tokens=tuple(sorted(int(token) for token in stop_tokens)),
             suppress_tokens=tuple(sorted(int(token) for token in suppress)),
         )
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} holds impossible generation settings ({error}).") from None
 
 
@@ -163,11 +169,23 @@ def read_chat_template(folder: Path) -> str:
     """The chat template: a file of its own, or part of tokenizer_config.json as in older checkpoints."""
     path = folder / CHAT_TEMPLATE_NAME
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} is not readable text ({error}).") from None
     template = _tokenizer_config(folder).get("chat_template")
     if not isinstance(template, str):
         raise CheckpointError(f"{folder} has no chat template: copy {CHAT_TEMPLATE_NAME} from the original checkpoint.")
     return template
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Make sure that the model has an embedding for every token."""
+    if tokenizer.vocabulary_size > config.text.vocabulary_size:
+        raise CheckpointError(
+            f"{TOKENIZER_NAME} has {tokenizer.vocabulary_size} tokens, but the model has embeddings for "
+            f"{config.text.vocabulary_size} only: copy the tokenizer that belongs to the checkpoint."
+        )
 
 
 def check_audio_prompt(tokenizer: Tokenizer, template: str, config: ModelConfig) -> None:

@@ -6,7 +6,11 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from cabochon.errors import RequestError
 from cabochon.log_mel import Float32Array
+
+# An engine starts every thread that it is told to, and dies slowly of thousands.
+MAX_THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +23,10 @@ class EngineSettings:
     """Positions that the cache can hold; 0 means as many as the package allows."""
 
     def __post_init__(self) -> None:
-        if self.threads < 0 or self.context_length < 0:
-            raise ValueError("threads and context_length must not be negative")
+        if not 0 <= self.threads <= MAX_THREADS:
+            raise RequestError(f"{self.threads} threads were asked for, expected 0 (automatic) to {MAX_THREADS}.")
+        if self.context_length < 0:
+            raise RequestError(f"a context of {self.context_length} positions was asked for, expected 0 or more.")
 
     @property
     def thread_count(self) -> int:

@@ -43,7 +43,12 @@ class OnnxDecoder:
             )
         self._session = _load(package.path(engine.decoder.file), settings)
         self._binding = self._session.io_binding()
-        self._caches = self._bind_caches(engine)
+        try:
+            self._caches = self._bind_caches(engine)
+        except (MemoryError, ValueError):  # numpy raises ValueError for sizes beyond any memory
+            raise RequestError(
+                f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
+            ) from None
         self._total_length = np.zeros((), np.int32)
         self._logits_to_keep = np.zeros(1, np.int64)
         _bind_input(self._binding, "total_length", self._total_length)

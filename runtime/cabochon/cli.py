@@ -45,11 +45,21 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
         outcome.status = 2
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
     except BrokenPipeError:
-        # The reader went away, as with `| head`; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away, as with `| head`.
         outcome.status = 1
+        _discard_output()
+    except OSError as error:
+        # What cabochon reads and writes is checked where it happens; what is left is the output.
+        outcome.status = 2
+        print(f"{program}: the output cannot be written ({error.strerror}).", file=sys.stderr)
+        _discard_output()
     except KeyboardInterrupt:
         outcome.status = 130
+
+
+def _discard_output() -> None:
+    """Send what is still buffered nowhere; Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
     chat.add_argument("--system", help="instruction that precedes the conversation")
     chat.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    chat.add_argument("--seed", type=int, help="make the sampling repeatable")
+    chat.add_argument("--seed", type=_count, help="make the sampling repeatable")
 
     info = commands.add_parser("info", help="show what a package holds")
     info.add_argument("package", help="folder that cabochon-convert wrote")

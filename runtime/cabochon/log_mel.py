@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -39,8 +40,8 @@ class LogMelParameters:
             raise ValueError(f"fft_length {self.fft_length} is shorter than frame_length {self.frame_length}")
         if not 0 <= self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             raise ValueError("expected 0 <= min_frequency < max_frequency <= sample_rate / 2")
-        if not self.mel_floor > 0:
-            raise ValueError("mel_floor must be positive, or silence has no logarithm")
+        if not 0 < self.mel_floor < math.inf:
+            raise ValueError("mel_floor must be positive and finite, or silence has no logarithm")
 
     def frame_count(self, samples: int) -> int:
         """Log-mel frames that a clip of this many samples gives: those that hold nothing but real audio.

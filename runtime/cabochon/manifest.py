@@ -7,6 +7,7 @@ format version, an unknown or missing key and an impossible value are each refus
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -153,7 +154,8 @@ class Sampling:
     """Never produced, not even by greedy decoding."""
 
     def __post_init__(self) -> None:
-        _require(self.temperature >= 0 and self.top_k >= 0, "temperature and top_k must not be negative")
+        _require(0 <= self.temperature < math.inf, f"temperature is {self.temperature}, expected a number from 0")
+        _require(self.top_k >= 0, f"top_k is {self.top_k}, expected a number from 0")
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}, expected a value above 0 and at most 1")
         _require(len(self.stop_tokens) > 0, "there is no stop token, so decoding would never end")
 

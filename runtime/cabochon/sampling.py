@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,9 @@ class SamplingSettings:
     """Of the random choice; None draws one from the system."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("expected temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        sound = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
+        if not sound or (self.seed is not None and self.seed < 0):
+            raise ValueError("expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and seed >= 0")
 
     @classmethod
     def of_checkpoint(cls, sampling: Sampling, seed: int | None = None) -> SamplingSettings:
@@ -59,8 +61,10 @@ class Sampler:
         count = min(self._settings.top_k or len(logits), len(logits))
         candidates = np.argpartition(logits, len(logits) - count)[len(logits) - count :]
         candidates = candidates[np.argsort(-logits[candidates], kind="stable")]
-        kept = soft_cap(logits[candidates], self._logit_softcap).astype(np.float64) / self._settings.temperature
-        probabilities = np.exp(kept - kept[0])
+        kept = soft_cap(logits[candidates], self._logit_softcap).astype(np.float64)
+        # Subtracting first keeps a tiny temperature from making infinity of the largest logit.
+        with np.errstate(over="ignore"):
+            probabilities = np.exp((kept - kept[0]) / self._settings.temperature)
         probabilities /= probabilities.sum()
         # Keep a candidate while the mass before it is below top_p, so that the likeliest one always stays.
         needed = int((np.cumsum(probabilities) - probabilities < self._settings.top_p).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cabochon.errors import PackageError, missing_dependency
+from cabochon.errors import PackageError, RequestError, missing_dependency
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 """How a vocabulary writes the tokens that spell a rare character byte by byte."""
@@ -22,11 +22,21 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise PackageError(f"{path} is not a tokenizer ({error}): convert the checkpoint again.") from None
+            raise PackageError(
+                f"{path} is not a tokenizer ({error}): copy it from the original checkpoint again."
+            ) from None
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it can produce, control tokens included."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; control tokens in the text become single ids, none is added."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # what the library makes of half a surrogate pair, which is how Python reads stray bytes
+            raise RequestError("the text holds bytes that are not UTF-8: expected readable text.") from None
         return ids
 
     def decode(self, tokens: list[int]) -> str:

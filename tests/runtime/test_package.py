@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def package(random_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that were hashed so far."""
     names: list[str] = []
 
@@ -165,7 +164,9 @@ def test_a_damaged_memory_costs_nothing_but_time(
     assert hashed == []
 
 
-def test_a_memory_that_cannot_be_written_costs_nothing_but_time(package: Path, hashed: list[str], tmp_path: Path) -> None:
+def test_a_memory_that_cannot_be_written_costs_nothing_but_time(
+    package: Path, hashed: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
     for _ in range(2):
         open_package(package)

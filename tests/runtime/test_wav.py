@@ -36,8 +36,13 @@ def write_sine(path: Path, rate: int, subtype: str, channels: int = 1) -> Path:
 def wav_header(data_bytes: int, rate: int = RATE, bits: int = 16, channels: int = 1) -> bytes:
     frame = channels * bits // 8
     shape = struct.pack("<HHIIHH", 1, channels, rate, rate * frame, frame, bits)
-    return b"RIFF" + struct.pack("<I", 36 + data_bytes) + b"WAVEfmt \x10\0\0\0" + shape + b"data" + struct.pack(
-        "<I", data_bytes
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + data_bytes)
+        + b"WAVEfmt \x10\0\0\0"
+        + shape
+        + b"data"
+        + struct.pack("<I", data_bytes)
     )
 
 
@@ -88,8 +93,8 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
 def test_other_formats_than_wav_are_read(tmp_path: Path, name: str) -> None:
     soundfile.write(tmp_path / name, sine(RATE), RATE)
     waveform = read(tmp_path / name).waveform
-    spectrum = np.abs(np.fft.rfft(waveform[:RATE]))
-    assert np.argmax(spectrum) * RATE / RATE == pytest.approx(TONE_HZ, abs=2)
+    spectrum = np.abs(np.fft.rfft(waveform[:RATE]))  # bins of 1 Hz
+    assert np.argmax(spectrum) == pytest.approx(TONE_HZ, abs=2)
 
 
 @pytest.mark.parametrize("rate", [RATE, 48_000])
@@ -180,8 +185,7 @@ def _read_or_refuse(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     try:
         waveform = read(path).waveform
-    except AudioError as error:
-        assert len(str(error).splitlines()) == 1  # noqa: PT017 - a refusal is one outcome of two
-    else:
-        assert np.isfinite(waveform).all()
-        assert np.abs(waveform).max(initial=0) <= 1
+    except AudioError:
+        return
+    assert np.isfinite(waveform).all()
+    assert np.abs(waveform).max(initial=0) <= 1

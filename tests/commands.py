@@ -1,0 +1,31 @@
+"""Running the two console scripts as a user does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(sys.executable).parent
+CABOCHON = str(SCRIPTS / "cabochon")
+CONVERT = str(SCRIPTS / "cabochon-convert")
+TIMEOUT_SECONDS = 120
+
+
+def run_command(*command: str | bytes | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit status 2, nothing on standard output, and exactly one sentence with these words on standard error."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith("cabochon")
+    assert result.stderr.endswith(".\n")
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from random_checkpoint import small_config
+from refusals import refused
+
+from cabochon.manifest import Sampling
+from cabochon.tokenizer import Tokenizer
+from cabochon_convert.checkpoint import CheckpointError
+from cabochon_convert.config import ModelConfig, read_config
+from cabochon_convert.processor import (
+    AudioFrontend,
+    check_vocabulary,
+    read_audio_frontend,
+    read_chat_template,
+    read_sampling,
+    read_tokenizer,
+)
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@pytest.fixture(scope="module")
+def config() -> ModelConfig:
+    return read_config(small_config())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(TINY / "tokenizer.json")
+
+
+def frontend_of(folder: Path, **processor: Any) -> AudioFrontend:
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return read_audio_frontend(folder)
+
+
+def sampling_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer, **generation: Any) -> Sampling:
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    return read_sampling(folder, config, tokenizer)
+
+
+def test_a_checkpoint_that_says_nothing_about_audio_gets_the_default_and_a_note(tmp_path: Path) -> None:
+    frontend = read_audio_frontend(tmp_path)
+    assert (frontend.log_mel.sample_rate, frontend.log_mel.mel_bins) == (16_000, 128)
+    assert frontend.max_samples == 30 * 16_000
+    assert "default" in frontend.note
+    assert frontend_of(tmp_path, feature_extractor={}).note == ""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"surprise": 1},
+        {"dither": 0.1},
+        {"preemphasis": 0.97},
+        {"per_bin_mean": [0.0]},
+        {"hop_length": 0},
+        {"hop_length": None},
+        {"hop_length": float("inf")},
+        {"fft_length": 100},
+        {"max_frequency": 9000},
+        {"mel_floor": float("inf")},
+        {"sampling_rate": "fast"},
+    ],
+    ids=str,
+)
+def test_a_frontend_that_is_not_implemented_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    with refused(CheckpointError, "processor_config.json"):
+        frontend_of(tmp_path, feature_extractor=setting)
+
+
+@pytest.mark.parametrize("length", [0, -750, None, float("inf"), []])
+def test_an_impossible_length_of_clips_is_refused(tmp_path: Path, length: Any) -> None:
+    with refused(CheckpointError, "processor_config.json"):
+        frontend_of(tmp_path, audio_seq_length=length)
+
+
+def test_an_answer_stops_at_the_end_of_a_turn_even_if_the_checkpoint_forgot(
+    tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    shutil.copy(TINY / "tokenizer_config.json", tmp_path)
+    end_of_turn = tokenizer.encode("<turn|>")[0]
+    assert end_of_turn in sampling_of(tmp_path, config, tokenizer, eos_token_id=1).stop_tokens
+
+
+def test_without_generation_defaults_the_published_ones_are_used(
+    tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer
+) -> None:
+    sampling = read_sampling(tmp_path, config, tokenizer)
+    assert (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 64, 0.95)
+    assert sampling.suppress_tokens == (19, 22)
+    assert sampling_of(tmp_path, config, tokenizer, do_sample=False, temperature=0.7).temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"eos_token_id": 2048},
+        {"eos_token_id": [None]},
+        {"suppress_tokens": [-1]},
+        {"suppress_tokens": 7},
+        {"temperature": -1},
+        {"temperature": float("inf")},
+        {"top_k": float("inf")},
+        {"top_p": 0},
+    ],
+    ids=str,
+)
+def test_impossible_generation_settings_are_refused(
+    tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer, setting: dict[str, Any]
+) -> None:
+    with refused(CheckpointError, "generation_config.json"):
+        sampling_of(tmp_path, config, tokenizer, **setting)
+
+
+@given(
+    st.sampled_from(["eos_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "do_sample"]),
+    st.sampled_from(["hop_length", "mel_floor", "feature_size", "sampling_rate", "max_frequency", "dither"]),
+    JSON_VALUES,
+)
+def test_any_value_of_any_setting_is_read_or_refused(
+    tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer, generation_key: str, audio_key: str, value: Any
+) -> None:
+    try:
+        sampling = sampling_of(tmp_path, config, tokenizer, **{generation_key: value})
+        frontend = frontend_of(tmp_path, feature_extractor={audio_key: value})
+    except CheckpointError:
+        return
+    assert max(sampling.stop_tokens) < config.text.vocabulary_size
+    assert frontend.max_samples > 0
+
+
+def test_an_older_checkpoint_keeps_its_template_in_the_tokenizer_config(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ bos_token }}"}))
+    assert read_chat_template(tmp_path) == "{{ bos_token }}"
+    (tmp_path / "chat_template.jinja").write_text("newer")
+    assert read_chat_template(tmp_path) == "newer"
+
+
+def test_a_checkpoint_without_template_or_tokenizer_is_refused(tmp_path: Path) -> None:
+    with refused(CheckpointError, "chat_template.jinja"):
+        read_chat_template(tmp_path)
+    with refused(CheckpointError, "tokenizer.json"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_template_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with refused(CheckpointError, "chat_template.jinja"):
+        read_chat_template(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(random_checkpoint: Path) -> None:
+    config = small_config(vocab_size=1024, vocab_size_per_layer_input=1024)
+    with refused(CheckpointError, "2048 tokens", "1024"):
+        check_vocabulary(read_tokenizer(random_checkpoint), read_config(config))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_checkpoint import small_config, tensor_shapes
+
+from cabochon_convert.quantize import Precision
+from cabochon_convert.recipes import EMBEDDING, FLOAT, INT4, INT8, PER_LAYER_EMBEDDING, RECIPES, Recipe, Rule
+
+LAYER = "model.language_model.layers.7."
+AUDIO_LAYER = "model.audio_tower.layers.1."
+
+
+@pytest.mark.parametrize(
+    ("tensor", "int8", "int4"),
+    [
+        (LAYER + "self_attn.q_proj.weight", INT8, INT4),
+        (LAYER + "mlp.down_proj.weight", INT8, INT4),
+        (LAYER + "per_layer_input_gate.weight", INT8, INT8),
+        (LAYER + "per_layer_projection.weight", INT8, INT8),
+        ("model.language_model.per_layer_model_projection.weight", INT8, INT8),
+        (EMBEDDING, INT8, INT8),
+        (PER_LAYER_EMBEDDING, INT8, INT4),
+        (AUDIO_LAYER + "self_attn.q_proj.linear.weight", INT8, INT8),
+        (AUDIO_LAYER + "feed_forward1.ffw_layer_1.linear.weight", INT8, INT8),
+        ("model.embed_audio.embedding_projection.weight", INT8, INT8),
+        ("model.audio_tower.subsample_conv_projection.input_proj_linear.weight", FLOAT, FLOAT),
+        ("model.audio_tower.output_proj.weight", FLOAT, FLOAT),
+    ],
+)
+def test_every_kind_of_matrix_has_its_precision(tensor: str, int8: Precision, int4: Precision) -> None:
+    assert RECIPES["int8"].precision(tensor) == int8
+    assert RECIPES["int4"].precision(tensor) == int4
+    assert not RECIPES["float"].precision(tensor).is_integer
+
+
+def test_every_pattern_matches_a_tensor_of_a_real_checkpoint() -> None:
+    recipes = RECIPES.values()
+    names = [*tensor_shapes(small_config(), with_vestigial=False), "lm_head.weight"]  # of an untied checkpoint
+    for rule in (rule for recipe in recipes for rule in recipe.rules):
+        assert any(Recipe("one rule", (rule,)).precision(name) == rule.precision for name in names), rule.pattern
+
+
+def test_the_last_rule_that_matches_counts() -> None:
+    recipe = Recipe("test", (Rule("a.*", INT8), Rule("a.b", INT4), Rule("*.c", FLOAT)))
+    found = [recipe.precision(tensor) for tensor in ("a.a", "a.b", "a.c", "b.c")]
+    assert found == [INT8, INT4, FLOAT, FLOAT]
+
+
+@given(st.text(), st.sampled_from(sorted(RECIPES)))
+def test_any_name_has_a_precision(tensor: str, recipe: str) -> None:
+    assert isinstance(RECIPES[recipe].precision(tensor), Precision)
+    assert Recipe("empty", ()).precision(tensor) == FLOAT
+
+
+def test_recipes_go_by_their_names() -> None:
+    assert {name: recipe.name for name, recipe in RECIPES.items()} == {"float": "float", "int8": "int8", "int4": "int4"}
