@@ -9,6 +9,7 @@ length, because speed does not depend on what is said.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -45,7 +46,8 @@ class Figures:
         answer.finish()
         self.encode.append(answer.statistics.audio_seconds / answer.statistics.encode_seconds)
         self.prefill.append(answer.statistics.prompt_positions / answer.statistics.prefill_seconds)
-        settings = SamplingSettings(temperature=1.0, seed=len(self.decode))
+        # Sampled, so that every token asks the embedding tables for another row.
+        settings = SamplingSettings.of_checkpoint(self.model.package.manifest.sampling, seed=len(self.decode))
         answer = self.model.chat([Message("user", "Where is the station?")], settings, max_tokens=NEW_TOKENS)
         answer.finish()
         if answer.statistics.new_tokens > 1:
@@ -65,7 +67,7 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("packages", nargs="*", type=Path)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, choices=range(1, 100), metavar="1…99", default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of the clip (default: %(default)s)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +106,7 @@ def _load(package: Path) -> Figures:
 
 def _resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

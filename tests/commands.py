@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,16 @@ CONVERT = str(SCRIPTS / "cabochon-convert")
 TIMEOUT_SECONDS = 120
 
 
-def run_command(*command: str | bytes | Path) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
+def run_command(*command: str | bytes | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with some more environment variables."""
     return subprocess.run(
-        command, capture_output=True, encoding="utf-8", stdin=subprocess.DEVNULL, timeout=TIMEOUT_SECONDS, check=False
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
     )
 
 

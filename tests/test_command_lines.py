@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 from commands import CABOCHON, CONVERT, assert_refused, run_command
+from conftest import TINY
 
 RATE = 16_000
 TONE = 0.3 * np.sin(2 * np.pi * 300 * np.arange(RATE) / RATE)
@@ -264,8 +265,10 @@ def test_a_bad_sound_is_refused(
 @pytest.mark.parametrize("language", ["xx", "12", "", "German; rm -rf /"])
 def test_an_unknown_language_is_refused(random_package: Path, sound: Path, language: str) -> None:
     result = run_command(CABOCHON, "translate", random_package, sound, "--from", "English", "--to", language)
-    assert_refused(result, "is no language")
-    assert_refused(run_command(CABOCHON, "transcribe", random_package, sound, "--language", language), "is no language")
+    assert_refused(result, "is not a language")
+    assert_refused(
+        run_command(CABOCHON, "transcribe", random_package, sound, "--language", language), "is not a language"
+    )
 
 
 def test_more_context_than_the_package_has_is_refused(random_package: Path, sound: Path) -> None:
@@ -302,13 +305,29 @@ def test_a_sound_in_another_format_is_converted_with_a_note(
     command = (CABOCHON, "translate", random_package, tmp_path / "sound.wav", *LANGUAGES, "--max-tokens", "3")
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("note: ")
-    assert words in result.stderr
+    (note,) = [line for line in result.stderr.splitlines() if "sound.wav" in line]
+    assert note.startswith("note: ")
+    assert words in note
     assert result.stdout
 
 
-def test_a_plain_sound_is_answered_without_a_word_on_standard_error(random_package: Path, sound: Path) -> None:
+def test_an_answer_that_was_cut_is_told_from_a_whole_one(random_package: Path, sound: Path) -> None:
     result = run_command(CABOCHON, "transcribe", random_package, sound, "--max-tokens", "3", "--json")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "note: the answer was cut after 3 tokens.\n")
+    assert json.loads(result.stdout)["statistics"]["complete"] is False
     assert set(json.loads(result.stdout)) == {"transcript", "statistics"}
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(tiny_package: Path) -> None:
+    command = (CABOCHON, "translate", tiny_package, TINY / "demo" / "unseen_accent.wav", *LANGUAGES)
+    result = run_command(*command, PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "m\\xf6chte" in result.stdout
+
+
+def test_verifying_what_cannot_be_verified_is_refused_before_converting(
+    random_checkpoint: Path, tmp_path: Path
+) -> None:
+    command = (CONVERT, random_checkpoint, tmp_path / "package", "--context-length", "100", "--verify")
+    assert_refused(run_command(*command), "100", "--context-length")
+    assert not (tmp_path / "package").exists()

@@ -54,9 +54,12 @@ def test_random_e2b_converts_to_int4_in_bounded_memory_and_time_and_decodes(work
     checkpoint = write_random_checkpoint(workplace / "e2b", e2b_config(), weights)
     package = workplace / "package"
     converter = Path(sys.executable).parent / "cabochon-convert"
-    process = subprocess.Popen([converter, checkpoint, package, "--recipe", "int4"], stderr=subprocess.PIPE, text=True)
-    notes = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
+    log = workplace / "notes"
+    with log.open("w") as stderr:
+        process = subprocess.Popen([converter, checkpoint, package, "--recipe", "int4"], stderr=stderr)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    notes = log.read_text()
     assert status == 0, notes
     cpu_seconds, resident = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     size = sum(file.stat().st_size for file in package.iterdir())

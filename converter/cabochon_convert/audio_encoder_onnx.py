@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.manifest import AppliedPrecision, Graph
-from cabochon_convert.checkpoint import Checkpoint
-from cabochon_convert.config import AudioConfig
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError
+from cabochon_convert.config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearWriter, MatrixRows
 from cabochon_convert.recipes import Recipe
@@ -26,7 +26,6 @@ PREFIX = "model.audio_tower."
 DEFAULT_EPSILON = 1e-6
 # Two convolutions of stride 2.
 FRAMES_PER_TOKEN = 4
-INVALID_LOGIT = -1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +253,10 @@ class _AudioEncoderBuilder:
         return self._clip_to(y, f"{name}.output", *self._bounds(name, "output"))
 
     def _bounds(self, name: str, side: str) -> tuple[float, float]:
-        low, high = (float(self._read(f"{name}.{side}_{end}", ())) for end in ("min", "max"))
+        names = (f"{PREFIX}{name}.{side}_{end}" for end in ("min", "max"))
+        low, high = (float(self._checkpoint.read(bound, (), may_be_infinite=True)) for bound in names)
+        if not low <= high:
+            raise CheckpointError(f"the {side} of {name} is clipped between {low} and {high}, which holds no number.")
         return low, high
 
     def _clip(self, x: str) -> str:

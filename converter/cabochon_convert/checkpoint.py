@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cabochon.arrays import Float32Array, widen_bfloat16
 from cabochon.errors import CabochonError
-
-Float32Array = npt.NDArray[np.float32]
+from cabochon.package import file_chunks
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16}
 """Storage types that can be read, by their safetensors names."""
@@ -91,6 +92,11 @@ class Checkpoint:
         """Bytes of the weight files."""
         return sum(file.stat().st_size for file in self.files)
 
+    @property
+    def value_count(self) -> int:
+        """Numbers in all tensors together."""
+        return sum(math.prod(record.shape) for record in self._records.values())
+
     def size_of(self, prefix: str) -> int:
         """Bytes of the tensors whose names start so."""
         return sum(record.size for name, record in self._records.items() if name.startswith(prefix))
@@ -101,18 +107,22 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} has no tensor {name}, which its config.json asks for.")
         return self._records[name]
 
-    def read(self, name: str, shape: tuple[int, ...]) -> Float32Array:
+    def read(self, name: str, shape: tuple[int, ...], *, may_be_infinite: bool = False) -> Float32Array:
         """A whole tensor as float32; CheckpointError unless it has the shape that the config leads to expect."""
         record = self._expect(name, shape)
-        values = _read_values(record, 0, math.prod(shape)).reshape(shape)
+        values = _read_values(record, 0, math.prod(shape))
+        if not may_be_infinite:
+            _refuse_not_finite(record, values)
         self._on_read(record.size)
-        return values
+        return values.reshape(shape)
 
     def read_rows(self, name: str, shape: tuple[int, int], rows: range | None = None) -> Iterator[Float32Array]:
         """Some or all rows of a matrix as float32, a few megabytes at a time: [some rows, columns]."""
         record = self._expect(name, shape)
-        for part in _row_parts(rows or range(shape[0]), shape[1]):
-            yield _read_values(record, part.start * shape[1], len(part) * shape[1]).reshape(len(part), shape[1])
+        for part in _row_parts(range(shape[0]) if rows is None else rows, shape[1]):
+            values = _read_values(record, part.start * shape[1], len(part) * shape[1])
+            _refuse_not_finite(record, values)
+            yield values.reshape(len(part), shape[1])
             self._on_read(len(part) * record.row_bytes)
 
     def read_stored_rows(self, name: str, shape: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
@@ -120,7 +130,9 @@ class Checkpoint:
         record = self._expect(name, shape)
         for part in _row_parts(range(shape[0]), shape[1]):
             offset = record.offset + part.start * record.row_bytes
-            yield np.array(np.memmap(record.file, np.uint8, "r", offset, (len(part), record.row_bytes)))
+            with _reading(record.file):
+                stored = np.array(np.memmap(record.file, np.uint8, "r", offset, (len(part), record.row_bytes)))
+            yield stored
             self._on_read(len(part) * record.row_bytes)
 
     def _expect(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
@@ -175,13 +187,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def hash_checkpoint(checkpoint: Checkpoint, progress: Callable[[int], None]) -> str:
     """SHA-256 over config.json and the weight files, in this order; reports the bytes it went through."""
-    digest = hashlib.sha256((checkpoint.folder / "config.json").read_bytes())
-    buffer = memoryview(bytearray(1 << 20))
-    for path in checkpoint.files:
-        with path.open("rb") as file:
-            while count := file.readinto(buffer):
-                digest.update(buffer[:count])
-                progress(count)
+    digest = hashlib.sha256()
+    for path in (checkpoint.folder / "config.json", *checkpoint.files):
+        with _reading(path):
+            for chunk in file_chunks(path):
+                digest.update(chunk)
+                progress(len(chunk))
     return digest.hexdigest()
 
 
@@ -251,6 +262,14 @@ def _read_record(path: Path, name: str, entry: Any, data_start: int, file_size: 
     return TensorRecord(name, path, data_start + begin, shape, storage)
 
 
+def _refuse_not_finite(record: TensorRecord, values: Float32Array) -> None:
+    # A sum shows at little cost whether any value is infinite or not a number.
+    with np.errstate(invalid="ignore", over="ignore"):
+        suspicious = not np.isfinite(values.sum())
+    if suspicious and not np.isfinite(values).all():
+        raise CheckpointError(f"the tensor {record.name} holds values that are not finite: the training went wrong.")
+
+
 def _row_parts(rows: range, columns: int) -> Iterator[range]:
     """Cut rows into parts of at most 8 M values."""
     step = max(1, VALUES_AT_ONCE // columns)
@@ -264,16 +283,20 @@ def _read_values(record: TensorRecord, first: int, count: int) -> Float32Array:
     stored = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[record.storage])
     if count == 0:
         return np.zeros(0, np.float32)
-    with record.file.open("rb") as file:
+    with _reading(record.file):
         # A file-backed page counts as resident until it is unmapped, and this map lives as long as this call.
-        mapped = np.memmap(file, stored, "r", record.offset + first * item, (count,))
-        if record.storage != "BF16":
-            return np.array(mapped, np.float32)
-        values = mapped.astype(np.uint32)
-    # A bfloat16 is the upper half of a float32.
-    values <<= 16
-    result: Float32Array = values.view(np.float32)
-    return result
+        mapped = np.memmap(record.file, stored, "r", record.offset + first * item, (count,))
+        return widen_bfloat16(mapped) if record.storage == "BF16" else np.array(mapped, np.float32)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # numpy's ValueError: the file became shorter
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read ({error}): has it changed meanwhile?") from None
 
 
 def checkpoint_name(folder: Path) -> str:

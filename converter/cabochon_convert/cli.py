@@ -11,13 +11,14 @@ from types import TracebackType
 from typing import Any
 
 import cabochon
-from cabochon.cli import errors_in_one_sentence
+from cabochon.cli import errors_in_one_sentence, prepare_streams
 from cabochon.errors import RequestError, missing_dependency
 from cabochon_convert.recipes import RECIPES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 when a verification failed, 2 for an error to be mended."""
+    prepare_streams()
     parsed = _parser().parse_args(arguments)
     with errors_in_one_sentence("cabochon-convert") as outcome:
         outcome.status = _convert(parsed)
@@ -52,6 +53,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise missing_dependency(str(error.name), "convert") from None
     if arguments.context_length < 1:
         raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
+    if arguments.verify:
+        _refuse_unverifiable(arguments)
     settings = ConversionSettings(
         recipe=RECIPES[arguments.recipe],
         context_length=arguments.context_length,
@@ -67,6 +70,15 @@ def _convert(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     print(f"{conversion.folder}: {size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s")
     return _verify(arguments) if arguments.verify else 0
+
+
+def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
+    """Say before the conversion what would keep its result from being verified."""
+    from cabochon_convert.reference import refuse_too_large
+    from cabochon_convert.verify import refuse_short_context
+
+    refuse_too_large(arguments.checkpoint)
+    refuse_short_context(arguments.context_length)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,9 @@ from typing import Any
 from cabochon_convert.checkpoint import CheckpointError
 
 ARCHITECTURE = "Gemma4ForConditionalGeneration"
+INVALID_LOGIT = -1e9
+"""What the audio encoder's attention adds to logits of places that a token must not see."""
+_REQUIRED = object()
 
 # Keys that transformers and fine-tuning tools write and that say nothing about the maths of inference.
 _BOOKKEEPING = {
@@ -25,7 +28,7 @@ _BOOKKEEPING = {
 _TOP_KEYS = _BOOKKEEPING | {
     "audio_config", "audio_token_id", "boa_token_id", "boi_token_id", "eoa_token_id", "eoa_token_index",
     "eoi_token_id", "eos_token_id", "image_token_id", "text_config", "tie_word_embeddings", "video_token_id",
-    "vision_config", "vision_soft_tokens_per_image", "pad_token_id", "bos_token_id",
+    "vision_config", "vision_soft_tokens_per_image", "pad_token_id", "bos_token_id", "quantization_config",
 }  # fmt: skip
 
 _TEXT_KEYS = _BOOKKEEPING | {
@@ -135,19 +138,20 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
     if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
         found = architecture or config.get("model_type") or "no model type"
         raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
-    if "quantization_config" in config:
+    if config.get("quantization_config") is not None:
         raise CheckpointError("the checkpoint is already quantized: convert its unquantized (bf16) original.")
     _refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
+        _require_value(config, "tie_word_embeddings", (True, False), default=True)
         text = _read_text(_section(config, "text_config"), ties_embeddings=config.get("tie_word_embeddings", True))
         audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
         model = ModelConfig(
             text=text,
             audio=audio,
-            audio_token=int(config.get("audio_token_id", 258881)),
-            begin_audio_token=int(config.get("boa_token_id", 256000)),
-            end_audio_token=int(config.get("eoa_token_index", config.get("eoa_token_id", 258883))),
-            end_image_token=None if config.get("eoi_token_id") is None else int(config["eoi_token_id"]),
+            audio_token=_token(config.get("audio_token_id"), 258881),
+            begin_audio_token=_token(config.get("boa_token_id"), 256000),
+            end_audio_token=_token(config.get("eoa_token_index", config.get("eoa_token_id")), 258883),
+            end_image_token=None if config.get("eoi_token_id") is None else _token(config["eoi_token_id"], 0),
             eos_tokens=_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
         )
         _refuse_tokens_outside(model)
@@ -180,9 +184,9 @@ def _read_text(text: dict[str, Any], *, ties_embeddings: bool) -> TextConfig:
         norm_epsilon=_positive_number(text, "rms_norm_eps"),
         final_logit_softcap=_positive_number(text, cap_key) if text.get(cap_key) else 0.0,
         max_positions=_positive(text, "max_position_embeddings"),
-        ties_embeddings=bool(ties_embeddings),
-        bos_token=int(text.get("bos_token_id", 2)),
-        pad_token=int(text.get("pad_token_id", 0)),
+        ties_embeddings=ties_embeddings,
+        bos_token=_token(text.get("bos_token_id"), 2),
+        pad_token=_token(text.get("pad_token_id"), 0),
     )
 
 
@@ -217,6 +221,11 @@ def _read_layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
     for layer in layers:
         if layer.head_size % 8 or text["num_attention_heads"] % layer.kv_heads:
             raise CheckpointError("head_dim must be a multiple of 8, and the heads a multiple of the key-value heads.")
+    # One table of rotations serves a kind, and a shared cache has to fit its readers.
+    if len({(layer.kind, layer.head_size) for layer in layers}) > len(set(kinds)):
+        raise CheckpointError("text_config.per_layer_config gives layers of one kind different values of head_dim.")
+    if any(layer.kv_heads != layers[layer.cache_layer].kv_heads for layer in layers):
+        raise CheckpointError("text_config.per_layer_config gives layers that share a cache different key-value heads.")
     return tuple(layers)
 
 
@@ -227,6 +236,8 @@ def _layer_overrides(text: dict[str, Any], kinds: list[str]) -> list[dict[str, A
         full = {"head_dim": text.get("global_head_dim", 512)}
         return [full if kind == "full" else {} for kind in kinds]
     by_index = {int(index): override for index, override in listed.items()}
+    if by_index.keys() - set(range(len(kinds))):
+        raise CheckpointError("text_config.per_layer_config names layers that do not exist.")
     for override in by_index.values():
         _refuse_unknown(override, {"head_dim", "num_key_value_heads"}, "text_config.per_layer_config")
     return [by_index.get(index, {}) for index in range(len(kinds))]
@@ -263,6 +274,8 @@ def _read_audio(audio: dict[str, Any]) -> AudioConfig:
     _refuse_unknown(audio, _AUDIO_KEYS, "audio_config")
     _require_value(audio, "hidden_act", ("silu",), default="silu")
     _require_value(audio, "attention_context_right", (0,), default=0)
+    # Graphs mask with this value; transformers' default.
+    _require_value(audio, "attention_invalid_logits_value", (INVALID_LOGIT,), default=INVALID_LOGIT)
     chunk = _positive(audio, "attention_chunk_size")
     _require_value(audio, "attention_context_left", (chunk + 1,))
     channels = tuple(int(channel) for channel in audio["subsampling_conv_channels"])
@@ -302,9 +315,10 @@ def _refuse_unknown(section: dict[str, Any], known: set[str], place: str) -> Non
         )
 
 
-def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], **default: Any) -> None:
-    value = section.get(key, default["default"]) if default else section[key]
-    if value not in allowed:
+def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = _REQUIRED) -> None:
+    value = section[key] if default is _REQUIRED else section.get(key, default)
+    # 1 == True in Python, but not in a config.
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
         expected = " or ".join(repr(choice) for choice in allowed)
         raise CheckpointError(f"config.json's {key} is {value!r}, but only {expected} is implemented.")
 
@@ -337,5 +351,14 @@ def _refuse_tokens_outside(model: ModelConfig) -> None:
             raise CheckpointError(f"config.json's {key} is {token}, outside its vocabulary.")
 
 
+def _token(value: Any, default: int) -> int:
+    """A token id; null means the published one."""
+    if value is None:
+        return default
+    if type(value) is not int:
+        raise CheckpointError(f"config.json has the token {value!r}, expected an integer.")
+    return value
+
+
 def _token_list(value: Any) -> tuple[int, ...]:
-    return tuple(int(token) for token in value) if isinstance(value, list) else (int(value),)
+    return tuple(_token(token, 1) for token in value) if isinstance(value, list) else (_token(value, 1),)

@@ -8,6 +8,7 @@ from pathlib import Path
 import cabochon
 from cabochon.manifest import (
     FORMAT_VERSION,
+    TABLE_STORAGE_BITS,
     AppliedPrecision,
     AppliedRecipe,
     AudioModel,
@@ -30,18 +31,19 @@ from cabochon_convert.config import ARCHITECTURE, ModelConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import table_of_head, write_table
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL
-from cabochon_convert.package import list_files, new_package, write_manifest
+from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
     PROMPTS,
     TOKENIZER_NAME,
     AudioFrontend,
-    check_audio_prompt,
+    check_prompts,
     check_vocabulary,
     read_audio_frontend,
     read_chat_template,
     read_sampling,
     read_tokenizer,
+    unused_generation_settings,
 )
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
@@ -89,16 +91,17 @@ def convert_onnx(
     checkpoint = open_checkpoint(source, progress.advance)
     config = read_config(read_json(source / "config.json"), with_audio=not settings.text_only)
     tokenizer = read_tokenizer(source)
+    tokenizer_file = (source / TOKENIZER_NAME).read_bytes()
     check_vocabulary(tokenizer, config)
     sampling = read_sampling(source, config, tokenizer)
     chat_template = read_chat_template(source)
     frontend = _audio_frontend(source, config)
-    if frontend is not None:
-        check_audio_prompt(tokenizer, chat_template, config)
+    check_prompts(tokenizer, chat_template, config)
+    _refuse_overlap(source, folder)
     progress.start("reading the checkpoint", checkpoint.size, "B")
     source_hash = hash_checkpoint(checkpoint, progress.advance)
     with new_package(folder, replace=settings.replace) as beside:
-        (beside / TOKENIZER_NAME).write_bytes((source / TOKENIZER_NAME).read_bytes())
+        (beside / TOKENIZER_NAME).write_bytes(tokenizer_file)
         (beside / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
         engine, applied = _build_engine(checkpoint, config, frontend, settings, beside, progress)
         progress.start("hashing the package", _folder_size(beside), "B")
@@ -124,7 +127,15 @@ def convert_onnx(
             files=list_files(beside, progress.advance),
         )
         write_manifest(beside, manifest)
-    return Conversion(folder, manifest, _notes(checkpoint, frontend))
+    notes = _notes(checkpoint, frontend) + unused_generation_settings(source)
+    if settings.context_length > config.text.max_positions:
+        notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
+    return Conversion(folder, manifest, notes)
+
+
+def _refuse_overlap(source: Path, folder: Path) -> None:
+    if folder.resolve() in (source.resolve(), *source.resolve().parents):
+        raise OutputError(f"{folder} holds the checkpoint itself: choose another name.")
 
 
 def _build_engine(
@@ -152,10 +163,9 @@ def _build_engine(
             checkpoint, config.audio, mel_bins, text.hidden_size, recipe, path, settings.accuracy_level
         )
     applied = decoder.applied | (encoder.applied if encoder else {})
-    for tensor in (EMBEDDING, PER_LAYER_EMBEDDING):
-        precision = recipe.precision(tensor)
-        record = AppliedPrecision(tensor=tensor, bits=precision.bits, block_size=precision.block_size)
-        applied.setdefault(tensor, record)
+    for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
+        bits = TABLE_STORAGE_BITS[table.storage]
+        applied.setdefault(tensor, AppliedPrecision(tensor=tensor, bits=bits, block_size=table.block_size))
     engine = Engine(
         decoder=decoder.graph,
         caches=decoder.caches,

@@ -91,4 +91,6 @@ def _quantized_rows(
     for part in checkpoint.read_rows(tensor, shape):
         quantized = quantize_matrix(part, precision)
         values = quantized.values.reshape(len(part), -1)
+        if np.abs(quantized.scales).max() > np.finfo(SCALE_TYPE).max:
+            raise CheckpointError(f"the tensor {tensor} holds values too large for half-precision scales.")
         yield np.concatenate([values, quantized.scales.astype(SCALE_TYPE).view(np.uint8)], axis=1)

@@ -87,8 +87,8 @@ class LinearWriter:
         is_whole = len(matrices) == 1 and len(matrices[0].rows) == matrices[0].shape[0]
         name = matrices[0].tensor if is_whole else output + ".weight"
         for matrix in matrices:
-            block = precision.block_size
-            self.applied[matrix.tensor] = AppliedPrecision(tensor=matrix.tensor, bits=precision.bits, block_size=block)
+            bits, block = (precision.bits, precision.block_size) if precision.is_integer else (32, 0)
+            self.applied[matrix.tensor] = AppliedPrecision(tensor=matrix.tensor, bits=bits, block_size=block)
         if precision.is_integer:
             return self._quantized(x, matrices, precision, name, output)
         return self._floating(x, matrices, name, output)

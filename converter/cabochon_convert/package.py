@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from cabochon.errors import CabochonError
 from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest, manifest_to_text
 from cabochon.package import hash_file
 
+REPORT_NAME = "report.json"
+"""What a verification found; not part of the manifest, because it is written afterwards."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -33,11 +36,11 @@ def new_package(folder: Path, *, replace: bool) -> Iterator[Path]:
     """
     folder = folder.resolve()
     # The process id keeps two conversions apart and tells which leftovers no process is writing any more.
-    beside = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    beside = folder.parent / f".{folder.name}.partial-{os.getpid()}"
     try:
-        _refuse_existing(folder, replace)
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
+        _refuse_existing(folder, replace)
         beside.mkdir()
         yield beside
         _sync_folder(beside)
@@ -67,24 +70,42 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def _refuse_existing(folder: Path, replace: bool) -> None:
-    if not folder.exists():
+    if not folder.name or folder == Path.cwd() or folder.is_mount():
+        raise OutputError(f"{folder} cannot be replaced by a package: name a new folder below it.")
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if folder.is_dir():
-        if not any(folder.iterdir()):
-            return
-        if (folder / MANIFEST_NAME).is_file():
-            if replace:
-                return
-            raise OutputError(f"{folder} exists already: choose another name, or replace it with --replace.")
-    raise OutputError(f"{folder} exists and is not a package: choose another name.")
+    own_files = _package_files(folder)
+    if own_files is None:
+        raise OutputError(f"{folder} exists and is not a package: choose another name.")
+    if not replace:
+        raise OutputError(f"{folder} exists already: choose another name, or replace it with --replace.")
+    foreign = [path for path in folder.rglob("*") if not path.is_dir() and path not in own_files]
+    if foreign:
+        raise OutputError(f"{folder} holds {foreign[0].name}, which is not the package's: move it away first.")
+
+
+def _package_files(folder: Path) -> set[Path] | None:
+    """What a package of any format version consists of; None where there is no package."""
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        names = [record["path"] for record in manifest["files"]]
+        if type(manifest["format_version"]) is int and manifest["created_by"].startswith("cabochon"):
+            return {folder / name for name in (*names, MANIFEST_NAME, REPORT_NAME)}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        pass
+    return None
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a conversion into this folder left when it was killed."""
+    """Clean up after a conversion into this folder that was killed; a package that it had moved away comes back."""
     prefix = f".{folder.name}.partial-"
     for leftover in folder.parent.iterdir():
-        process = leftover.name.removeprefix(prefix).partition("-")[0]
-        if leftover.name.startswith(prefix) and process.isdecimal() and not _is_alive(int(process)):
+        process, _, replaced = leftover.name.removeprefix(prefix).partition("-")
+        if not leftover.name.startswith(prefix) or not process.isdecimal() or _is_alive(int(process)):
+            continue
+        if replaced and not folder.exists():
+            leftover.rename(folder)
+        else:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -112,5 +133,10 @@ def _put_in_place(beside: Path, folder: Path) -> None:
     replaced = folder.with_name(f".{folder.name}.partial-{os.getpid()}-replaced")
     if folder.exists():
         folder.rename(replaced)
-    beside.rename(folder)
+    try:
+        beside.rename(folder)
+    except BaseException:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
     shutil.rmtree(replaced, ignore_errors=True)

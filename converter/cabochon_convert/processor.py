@@ -79,6 +79,18 @@ _FRONTEND_INDIFFERENT = {
     "feature_extractor_type", "padding_side", "padding_value", "preemphasis_htk_flavor", "processor_class",
     "return_attention_mask",
 }  # fmt: skip
+# Generation settings that would change an answer, with the value at which they do not.
+_UNUSED_GENERATION_SETTINGS = {
+    "bad_words_ids": None,
+    "encoder_repetition_penalty": 1.0,
+    "forced_eos_token_id": None,
+    "min_p": None,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "repetition_penalty": 1.0,
+    "typical_p": 1.0,
+}
 DEFAULT_TOKENS_PER_CLIP = 750
 DEFAULT_MS_PER_TOKEN = 40
 
@@ -134,15 +146,15 @@ def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sa
 
     The end of a turn stops the answer, and the ends of media are never said.
     """
-    path = folder / "generation_config.json"
-    generation = read_json(path) if path.is_file() else {}
+    generation = _generation_config(folder)
     try:
         eos = generation.get("eos_token_id", list(config.eos_tokens))
         stop_tokens = {*config.eos_tokens, *(eos if isinstance(eos, list) else [eos])}
         stop_tokens |= _end_of_turn(folder, tokenizer)
         default_suppress = [config.end_audio_token, config.end_image_token]
         suppress = generation.get("suppress_tokens") or [token for token in default_suppress if token is not None]
-        samples = bool(generation.get("do_sample", True))
+        # transformers samples only when told to; without any file, the published defaults are meant.
+        samples = bool(generation.get("do_sample", not generation))
         for token in (*stop_tokens, *suppress):
             if not 0 <= int(token) < config.text.vocabulary_size:
                 raise ValueError(f"the token {token} is outside the vocabulary")
@@ -153,8 +165,10 @@ def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sa
             stop_tokens=tuple(sorted(int(token) for token in stop_tokens)),
             suppress_tokens=tuple(sorted(int(token) for token in suppress)),
         )
+    except CheckpointError:
+        raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path} holds impossible generation settings ({error}).") from None
+        raise CheckpointError(f"{folder}/generation_config.json holds impossible settings ({error}).") from None
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -181,24 +195,41 @@ def read_chat_template(folder: Path) -> str:
 
 def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Make sure that the model has an embedding for every token."""
-    if tokenizer.vocabulary_size > config.text.vocabulary_size:
+    if tokenizer.largest_token >= config.text.vocabulary_size:
         raise CheckpointError(
-            f"{TOKENIZER_NAME} has {tokenizer.vocabulary_size} tokens, but the model has embeddings for "
-            f"{config.text.vocabulary_size} only: copy the tokenizer that belongs to the checkpoint."
+            f"{TOKENIZER_NAME} has the token {tokenizer.largest_token}, but the model has embeddings for "
+            f"{config.text.vocabulary_size} tokens only: copy the tokenizer that belongs to the checkpoint."
         )
 
 
-def check_audio_prompt(tokenizer: Tokenizer, template: str, config: ModelConfig) -> None:
-    """Make sure that tokenizer, chat template and config agree on where audio goes."""
-    rendered = ChatTemplate(template, bos_token=tokenizer.token_text(config.text.bos_token)).render(
-        [Message("user", "listen", has_audio=True)]
-    )
-    places = tokenizer.encode(rendered).count(config.audio_token)
+def check_prompts(tokenizer: Tokenizer, template: str, config: ModelConfig) -> None:
+    """Make sure that the chat template works, and that it, tokenizer and config agree on where audio goes."""
+    chat = ChatTemplate(template, bos_token=tokenizer.token_text(config.text.bos_token))
+    chat.render([Message("user", "hello")])
+    if config.audio is None:
+        return
+    places = tokenizer.encode(chat.render([Message("user", "listen", has_audio=True)])).count(config.audio_token)
     if places != 1:
         raise CheckpointError(
             f"the chat template makes {places} places for one clip (audio token {config.audio_token}): "
             "copy tokenizer.json, tokenizer_config.json and chat_template.jinja from the original checkpoint."
         )
+
+
+def unused_generation_settings(folder: Path) -> tuple[str, ...]:
+    """Sentences about generation settings that the decode loop does not implement."""
+    generation = _generation_config(folder)
+    return tuple(
+        f"generation_config.json sets {key} to {generation[key]!r}, which cabochon does not apply."
+        for key, default in _UNUSED_GENERATION_SETTINGS.items()
+        if generation.get(key, default) != default
+    )
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """The settings that are set: null means the default."""
+    path = folder / "generation_config.json"
+    return {key: value for key, value in read_json(path).items() if value is not None} if path.is_file() else {}
 
 
 def _end_of_turn(folder: Path, tokenizer: Tokenizer) -> set[int]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from cabochon.arrays import Float32Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError, missing_dependency
-from cabochon.log_mel import Float32Array
 from cabochon_convert.checkpoint import open_checkpoint
 
 try:
@@ -23,7 +23,7 @@ class ReferenceModel:
     """A checkpoint run by transformers."""
 
     def __init__(self, checkpoint: Path) -> None:
-        _refuse_too_large(checkpoint)
+        refuse_too_large(checkpoint)
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         model = transformers.Gemma4ForConditionalGeneration.from_pretrained(str(checkpoint), dtype=torch.float32)
@@ -70,12 +70,11 @@ def _audio_inputs(log_mel: Float32Array | None) -> dict[str, Any]:
     return {"input_features": features, "input_features_mask": mask}
 
 
-def _refuse_too_large(checkpoint: Path) -> None:
+def refuse_too_large(checkpoint: Path) -> None:
     """The whole model is held as float32; better to say so than to be killed."""
-    needed = 2 * open_checkpoint(checkpoint).size  # a bfloat16 file doubles
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = 4 * open_checkpoint(checkpoint).value_count
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > max(available, 0.9 * physical):
+    if needed > 0.9 * physical:
         raise RequestError(
             f"verifying needs about {needed / 1e9:.0f} GB of memory for the reference model and this machine has "
             f"{physical / 1e9:.0f} GB: run --verify on a larger machine."

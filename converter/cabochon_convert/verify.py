@@ -9,23 +9,26 @@ from pathlib import Path
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings, Session
 from cabochon.decode import decode, prefill
 from cabochon.embedder import open_embedder
 from cabochon.engines import open_session
-from cabochon.log_mel import Float32Array, log_mel
+from cabochon.errors import RequestError
+from cabochon.log_mel import log_mel
 from cabochon.manifest import Manifest
 from cabochon.package import Package, open_package
 from cabochon.prompt import Message, PromptWriter, transcription_instruction
 from cabochon.sampling import Sampler, SamplingSettings, soft_cap
 from cabochon.tokenizer import Tokenizer
+from cabochon_convert.package import REPORT_NAME
 from cabochon_convert.progress import Progress
 from cabochon_convert.reference import ReferenceModel
 
-REPORT_NAME = "report.json"
 # Clips below, at and above one attention block of the encoder (12 tokens of 40 ms), none a whole number of tokens.
 CLIP_SECONDS = (0.11, 0.493, 1.234, 3.217, 7.003)
 GREEDY_TOKENS = 24
+MIN_CONTEXT_LENGTH = 512
 FLOAT_TOLERANCE = 1e-4
 """Largest relative difference of a float package: room for sums in another order, no more."""
 
@@ -77,7 +80,7 @@ class Report:
             return True
         errors = [c.relative_error for c in self.audio] + [c.relative_error for c in self.logits]
         same = all(comparison.greedy_agreement == comparison.greedy_tokens for comparison in self.logits)
-        return same and max(errors) <= self.tolerance
+        return same and all(error <= self.tolerance for error in errors)
 
     def summary(self) -> dict[str, str]:
         """The worst of each figure, for the command line."""
@@ -98,6 +101,7 @@ def verify_package(folder: Path, checkpoint: Path, progress: Progress, engine: s
     """Compare a package with its checkpoint; writes report.json into the package folder."""
     package = open_package(folder)
     manifest = package.manifest
+    refuse_short_context(manifest.text.context_length)
     rounds = any(applied.block_size for applied in manifest.recipe.precisions)
     clips = _clips(manifest)
     progress.start("verifying", 2 * len(clips) + 1, "comparison")
@@ -120,6 +124,15 @@ def verify_package(folder: Path, checkpoint: Path, progress: Progress, engine: s
     )
     _write_report(folder / REPORT_NAME, report)
     return report
+
+
+def refuse_short_context(context_length: int) -> None:
+    """The longest clip, the instruction and the greedy continuation need room."""
+    if context_length < MIN_CONTEXT_LENGTH:
+        raise RequestError(
+            f"verifying needs a context of at least {MIN_CONTEXT_LENGTH} positions, found {context_length}: "
+            "convert with a larger --context-length."
+        )
 
 
 class _Subject:

@@ -11,8 +11,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import median
 
 import cabochon
+from cabochon_convert.recipes import RECIPES
 
 TINY = Path(__file__).resolve().parent
 REPOSITORY = TINY.parent.parent
@@ -21,7 +23,7 @@ REPOSITORY = TINY.parent.parent
 def main() -> int:
     """Convert, load, translate every demo sound, print what came out beside what was said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default="int4", help="quantization (default: %(default)s)")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="int4", help="quantization (default: %(default)s)")
     recipe = parser.parse_args().recipe
     package = REPOSITORY / "build" / f"tiny-{recipe}"
     command = ["cabochon-convert", TINY.relative_to(REPOSITORY), package.relative_to(REPOSITORY), "--recipe", recipe]
@@ -33,34 +35,35 @@ def main() -> int:
     model = cabochon.load(package)
     load_seconds = time.perf_counter() - started
     references = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
-    correct = 0
     # The first run of a graph also lays out its memory, so it is not the one to be timed.
     model.translate(TINY / "demo" / references[0]["file"], source="English", target="German").finish()
-    for reference in references:
-        correct += _translate(model, reference)
+    answers = [_translate(model, reference) for reference in references]
     checkpoint_size = (TINY / "model.safetensors").stat().st_size
+    correct = sum(
+        (answer.transcript == reference["en"]) + (answer.translation == reference["de"])
+        for answer, reference in zip(answers, references, strict=True)
+    )
     print()
-    print(f"package       {model.package.size / 1e6:.1f} MB (checkpoint {checkpoint_size / 1e6:.1f} MB)")
-    print(f"load time     {load_seconds:.2f} s")
-    print(f"exactly right {correct} of {2 * len(references)} lines")
+    print(f"exactly right     {correct} of {2 * len(references)} lines")
+    print(f"package size      {model.package.size / 1e6:.1f} MB (checkpoint {checkpoint_size / 1e6:.1f} MB)")
+    print(f"load time         {load_seconds:.2f} s")
+    print(f"real-time factor  {median(answer.statistics.real_time_factor for answer in answers):.3f} (median)")
+    print(
+        f"decode speed      {median(answer.statistics.tokens_per_second for answer in answers):.0f} tokens/s (median)"
+    )
     return 0
 
 
-def _translate(model: cabochon.Model, reference: dict[str, str]) -> int:
+def _translate(model: cabochon.Model, reference: dict[str, str]) -> cabochon.Translation:
     answer = model.translate(TINY / "demo" / reference["file"], source="English", target="German")
     answer.finish()
-    statistics = answer.statistics
     print()
-    print(f"{reference['file']}, {statistics.audio_seconds:.1f} s, voice {reference['voice']}")
-    print(f"  said        {reference['en']}")
-    print(f"  transcript  {answer.transcript}")
-    print(f"  German      {reference['de']}")
-    print(f"  translation {answer.translation}")
-    print(
-        f"  real-time factor {statistics.real_time_factor:.3f}, {statistics.tokens_per_second:.0f} tokens/s, "
-        f"{statistics.total_seconds:.2f} s in all"
-    )
-    return (answer.transcript == reference["en"]) + (answer.translation == reference["de"])
+    print(f"{reference['file']}, {answer.statistics.audio_seconds:.1f} s, voice {reference['voice']}")
+    print(f"  said         {reference['en']}")
+    print(f"  transcript   {answer.transcript}")
+    print(f"  German       {reference['de']}")
+    print(f"  translation  {answer.translation}")
+    return answer
 
 
 if __name__ == "__main__":

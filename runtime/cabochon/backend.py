@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
+from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
-from cabochon.log_mel import Float32Array
 
 # An engine starts every thread that it is told to, and dies slowly of thousands.
 MAX_THREADS = 512

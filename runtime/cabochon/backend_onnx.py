@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings, Session
 from cabochon.errors import PackageError, RequestError, missing_dependency
-from cabochon.log_mel import Float32Array
 from cabochon.manifest import Engine, TextModel
 from cabochon.package import Package
 
@@ -92,7 +92,8 @@ class OnnxDecoder:
     def _bind_positions(self, count: int, logits_to_keep: int) -> None:
         """Allocate and bind what depends on the number of positions."""
         text = self._text
-        self._positions = count
+        # Should memory run out here, the next run starts over instead of writing to what is half bound.
+        self._positions = 0
         self._inputs_embeds = np.empty((1, count, text.hidden_size), np.float32)
         self._per_layer_inputs = np.empty((1, count, text.layer_count * text.per_layer_input_size), np.float32)
         logits = np.empty((1, logits_to_keep, text.vocabulary_size), np.float32)
@@ -101,6 +102,7 @@ class OnnxDecoder:
             _bind_input(self._binding, "per_layer_inputs", self._per_layer_inputs)
         _bind_output(self._binding, "logits", logits)
         self._logits = logits[0]
+        self._positions = count
 
 
 class OnnxAudioEncoder:

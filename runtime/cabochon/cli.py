@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -21,11 +22,19 @@ from cabochon.sampling import SamplingSettings
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for an error that the user can mend."""
+    prepare_streams()
     parsed = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = parsed.command
     with errors_in_one_sentence("cabochon") as outcome:
         command(parsed)
     return outcome.status
+
+
+def prepare_streams() -> None:
+    """Show what a terminal cannot encode as an escape, and keep stray bytes of the input for a later refusal."""
+    for stream, errors in ((sys.stdout, "backslashreplace"), (sys.stdin, "surrogateescape")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
 
 
 class Outcome:
@@ -40,7 +49,8 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
     outcome = Outcome()
     try:
         yield outcome
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except CabochonError as error:
         outcome.status = 2
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
@@ -114,10 +124,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is negative")
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _positive_count(text: str) -> int:
@@ -139,6 +148,8 @@ def _translate(arguments: argparse.Namespace) -> None:
         arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
     )
     _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
+    if not answer.translation:
+        print("note: the model did not translate: it may not know the languages.", file=sys.stderr)
 
 
 def _translation_facts(answer: Translation) -> dict[str, object]:
@@ -162,7 +173,7 @@ def _questions(prompt: str | None) -> Iterator[str]:
     if prompt is not None:
         yield prompt
         return
-    while True:
+    while sys.stdin is not None:
         if sys.stdin.isatty():
             print("> ", end="", flush=True, file=sys.stderr)
         line = sys.stdin.readline()
@@ -227,10 +238,16 @@ def _show(
         print(f"note: {answer.note}", file=sys.stderr)
     if arguments.json:
         answer.finish()
-        statistics = asdict(answer.statistics) | {"load_seconds": load_seconds}
+        statistics = asdict(answer.statistics) | {
+            "load_seconds": load_seconds,
+            "real_time_factor": answer.statistics.real_time_factor,
+            "tokens_per_second": answer.statistics.tokens_per_second,
+        }
         print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
     else:
         _stream(answer)
+    if not answer.statistics.complete:
+        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
     if arguments.statistics:
         _print_statistics(answer.statistics, load_seconds)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.backend import Decoder
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
-from cabochon.log_mel import Float32Array
 from cabochon.sampling import Sampler
 
 PREFILL_CHUNK = 512
@@ -41,8 +41,8 @@ def decode(
     position: int,
     stop_tokens: Sequence[int],
     max_tokens: int,
-) -> Iterator[int]:
-    """Yield tokens until a stop token (not yielded), `max_tokens`, or a full cache.
+) -> Generator[int, None, bool]:
+    """Yield tokens until a stop token (not yielded), `max_tokens`, or a full cache; return whether it was a stop.
 
     Args:
         logits: raw logits [vocabulary] for the first new token.
@@ -51,10 +51,11 @@ def decode(
     for remaining in range(max_tokens, 0, -1):
         token = sampler.choose(logits)
         if token in stop_tokens:
-            return
+            return True
         yield token
         if position >= decoder.capacity or remaining == 1:
-            return
+            break
         step = embedder.embed([token])
         logits = decoder.run(step.inputs_embeds, step.per_layer_inputs, position)[-1]
         position += 1
+    return False

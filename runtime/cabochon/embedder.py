@@ -8,9 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.embedding_table import EmbeddingRows
 from cabochon.errors import RequestError
-from cabochon.log_mel import Float32Array
 from cabochon.manifest import AudioModel
 from cabochon.package import Package
 

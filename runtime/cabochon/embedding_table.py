@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from cabochon.arrays import Float32Array, widen_bfloat16
 from cabochon.errors import PackageError
-from cabochon.log_mel import Float32Array
-from cabochon.manifest import EmbeddingTable, RowRegion
+from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, RowRegion
 
 
 class EmbeddingRows:
@@ -43,8 +43,7 @@ class EmbeddingRows:
         if table.storage in ("float32", "float16"):
             out[:] = packed.view(table.storage)
         elif table.storage == "bfloat16":
-            # A bfloat16 is the upper half of a float32.
-            out[:] = (packed.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            out[:] = widen_bfloat16(packed.view(np.uint16))
         else:
             self._dequantize_row(token, packed, out)
         np.multiply(out, np.float32(table.row_scale), out=out)
@@ -63,8 +62,7 @@ class EmbeddingRows:
 
 def _value_bytes(table: EmbeddingTable) -> int:
     """Bytes of one row's values."""
-    bits = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}[table.storage]
-    return table.columns * bits // 8
+    return table.columns * TABLE_STORAGE_BITS[table.storage] // 8
 
 
 def _map_rows(folder: Path, region: RowRegion, rows: int, row_bytes: int) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Float32Array = npt.NDArray[np.float32]
+from cabochon.arrays import Float32Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

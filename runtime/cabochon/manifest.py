@@ -21,7 +21,8 @@ MANIFEST_NAME = "manifest.json"
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
-TABLE_STORAGES = ("float32", "float16", "bfloat16", "int8", "int4")
+TABLE_STORAGE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
+"""How an embedding table may be stored, and bits of one value."""
 CACHE_KINDS = ("sliding", "full")
 
 
@@ -185,7 +186,7 @@ class EmbeddingTable:
     rows: int
     columns: int
     storage: str
-    """One of `TABLE_STORAGES`."""
+    """One of `TABLE_STORAGE_BITS`."""
     values: RowRegion
     block_size: int
     """Values that share a scale; 0 for floating-point storage."""
@@ -197,7 +198,7 @@ class EmbeddingTable:
 
     def __post_init__(self) -> None:
         _require(self.rows > 0 and self.columns > 0, "an embedding table has no rows or no columns")
-        _require(self.storage in TABLE_STORAGES, f"the table storage {self.storage!r} is unknown")
+        _require(self.storage in TABLE_STORAGE_BITS, f"the table storage {self.storage!r} is unknown")
         if self.storage.startswith("int"):
             whole_bytes = self.storage != "int4" or self.columns % 2 == 0
             fills = whole_bytes and self.block_size > 0 and self.columns % self.block_size == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,13 +63,19 @@ def open_package(folder: str | os.PathLike[str], *, check_again: bool = False) -
 def hash_file(path: Path, progress: Progress | None = None) -> str:
     """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
+    for chunk in file_chunks(path):
+        digest.update(chunk)
+        if progress:
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def file_chunks(path: Path) -> Iterator[memoryview]:
+    """A file's bytes, a megabyte at a time, each valid until the next is asked for."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
     with path.open("rb") as file:
         while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-            if progress:
-                progress(count)
-    return digest.hexdigest()
+            yield buffer[:count]
 
 
 def _check_file(folder: Path, record: FileRecord, remembered: set[str]) -> str:
@@ -105,13 +111,16 @@ def _remembered_files() -> set[str]:
 
 
 def _remember_files(lines: list[str], keep: int = 500) -> None:
-    """Remember the newest `keep` lines; a read-only home directory only costs time."""
+    """Remember these lines, and others as far as there is room; a read-only home directory only costs time."""
     try:
         path = _memory_file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        older = sorted(_remembered_files().difference(lines))
+        others = sorted(_remembered_files().difference(lines))
         beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps([*lines, *older][:keep], indent=0), encoding="utf-8")
-        beside.replace(path)
+        try:
+            beside.write_text(json.dumps([*lines, *others][:keep], indent=0), encoding="utf-8")
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except (OSError, RuntimeError):
         pass

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import open_session
-from cabochon.errors import AudioError, RequestError
-from cabochon.log_mel import Float32Array, log_mel
+from cabochon.errors import AudioError, CabochonError, RequestError
+from cabochon.log_mel import log_mel
 from cabochon.manifest import AudioModel
 from cabochon.package import Package, open_package
 from cabochon.prompt import (
@@ -45,6 +47,8 @@ class Statistics:
     prefill_seconds: float = 0.0
     new_tokens: int = 0
     decode_seconds: float = 0.0
+    complete: bool = False
+    """The model ended its answer itself; False while it comes and when it was cut at the longest length allowed."""
 
     @property
     def total_seconds(self) -> float:
@@ -68,6 +72,7 @@ class Answer:
     def __init__(self, pieces: Iterator[str], statistics: Statistics, note: str = "") -> None:
         self._pieces = pieces
         self._received: list[str] = []
+        self._failure: CabochonError | None = None
         self.statistics = statistics
         self.note = note
         """One sentence about how the sound file was converted; empty when it was not."""
@@ -76,7 +81,13 @@ class Answer:
         return self
 
     def __next__(self) -> str:
-        piece = next(self._pieces)
+        if self._failure is not None:
+            raise self._failure
+        try:
+            piece = next(self._pieces)
+        except CabochonError as error:
+            self._failure = error
+            raise
         self._received.append(piece)
         return piece
 
@@ -121,33 +132,40 @@ class Model:
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
         self._prompts = PromptWriter(package, self._tokenizer)
         self._answers_started = 0
+        # The decoder writes into one cache and one set of buffers.
+        self._lock = threading.Lock()
 
     def transcribe(self, sound: SoundSource, language: str | None = None, max_tokens: int = 1024) -> Answer:
         """What is said in a clip; `language` is an English name or code, None when it is not known."""
         instruction = transcription_instruction(self.package.manifest.prompts, language)
-        return self._answer([Message("user", instruction, has_audio=True)], sound, GREEDY, max_tokens)
+        message = Message("user", instruction, has_audio=True)
+        return self._answer([message], self._hear(sound), GREEDY, max_tokens)
 
     def translate(self, sound: SoundSource, *, source: str, target: str, max_tokens: int = 1024) -> Translation:
         """Transcript of a clip in its source language, then its translation into the target language."""
         instruction = translation_instruction(self.package.manifest.prompts, source, target)
-        answer = self._answer([Message("user", instruction, has_audio=True)], sound, GREEDY, max_tokens)
+        message = Message("user", instruction, has_audio=True)
+        answer = self._answer([message], self._hear(sound), GREEDY, max_tokens)
         return Translation(answer, self, target)
 
     def chat(
         self, messages: Sequence[Message], settings: SamplingSettings | None = None, max_tokens: int = 1024
     ) -> Answer:
         """Continue a conversation; without settings, with the checkpoint's own sampling."""
+        if any(message.has_audio for message in messages):
+            raise RequestError("chat takes no sound: use transcribe or translate.")
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
         return self._answer(messages, None, settings, max_tokens)
 
     def _answer(
-        self, messages: Sequence[Message], sound: SoundSource | None, settings: SamplingSettings, max_tokens: int
+        self, messages: Sequence[Message], clip: Sound | None, settings: SamplingSettings, max_tokens: int
     ) -> Answer:
+        if not isinstance(max_tokens, int) or max_tokens < 1:
+            raise RequestError(f"an answer of at most {max_tokens!r} tokens was asked for, expected a positive number.")
         statistics = Statistics()
         note = ""
         audio_embeddings = None
-        if sound is not None:
-            clip = self._hear(sound)
+        if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
             started = time.perf_counter()
             audio_embeddings = self._encode(clip)
@@ -159,13 +177,16 @@ class Model:
 
     def _hear(self, sound: SoundSource) -> Sound:
         audio = self._audio_model()
-        if not isinstance(sound, np.ndarray):
+        if isinstance(sound, str | os.PathLike):
             return read_sound(sound, audio.log_mel.sample_rate, audio.max_samples)
-        is_float = np.issubdtype(sound.dtype, np.floating)
-        if not is_float or sound.ndim != 1 or len(sound) > audio.max_samples or not np.isfinite(sound).all():
+        if not isinstance(sound, np.ndarray):
+            raise AudioError(f"the sound is a {type(sound).__name__}: expected the path of a file or a numpy array.")
+        fits = np.issubdtype(sound.dtype, np.floating) and sound.ndim == 1 and len(sound) <= audio.max_samples
+        # A comparison with "not a number" is false.
+        if not fits or not (np.abs(sound) <= 1).all():
             raise AudioError(
                 f"the waveform is {sound.dtype} of shape {list(sound.shape)}: expected at most {audio.max_samples} "
-                "finite floating-point samples in [-1, 1]."
+                "floating-point samples, all of them in [-1, 1]."
             )
         return Sound(sound.astype(np.float32), audio.log_mel.sample_rate, "")
 
@@ -189,28 +210,37 @@ class Model:
     ) -> Iterator[str]:
         """embeddings → decode loop → text."""
         manifest, decoder = self.package.manifest, self._session.decoder
-        self._answers_started += 1
-        turn = self._answers_started
         sampler = Sampler(settings, manifest.sampling.suppress_tokens, manifest.text.final_logit_softcap)
-        started = time.perf_counter()
-        logits = prefill(decoder, prompt)
-        statistics.prefill_seconds = time.perf_counter() - started
+        with self._lock:
+            self._answers_started += 1
+            turn = self._answers_started
+            started = time.perf_counter()
+            logits = prefill(decoder, prompt)
+            statistics.prefill_seconds = time.perf_counter() - started
         stream = self._tokenizer.start_stream()
         stop_tokens = manifest.sampling.stop_tokens
         tokens = decode(decoder, self._embedder, sampler, logits, len(prompt), stop_tokens, max_tokens)
-        while True:
-            if turn != self._answers_started:
-                raise RequestError("another answer was started on this model: finish one before you start the next.")
-            started = time.perf_counter()
-            token = next(tokens, None)
-            statistics.decode_seconds += time.perf_counter() - started
-            if token is None:
-                break
-            statistics.new_tokens += 1
+        while (token := self._next_token(tokens, turn, statistics)) is not None:
             if piece := stream.push(token):
                 yield piece
         if piece := stream.finish():
             yield piece
+
+    def _next_token(self, tokens: Generator[int, None, bool], turn: int, statistics: Statistics) -> int | None:
+        """One step of the decode loop; None at its end."""
+        with self._lock:
+            if turn != self._answers_started:
+                raise RequestError("another answer was started on this model: finish one before you start the next.")
+            started = time.perf_counter()
+            try:
+                token = next(tokens)
+                statistics.new_tokens += 1
+                return token
+            except StopIteration as end:
+                statistics.complete = end.value
+                return None
+            finally:
+                statistics.decode_seconds += time.perf_counter() - started
 
 
 def load(package: str | os.PathLike[str], *, engine: str = "onnx", threads: int = 0, context_length: int = 0) -> Model:

@@ -7,19 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.languages import language_name
 from cabochon.manifest import Prompts
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
 
-LANGUAGE_NAMES = {
-    "ar": "Arabic", "bn": "Bengali", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English",
-    "es": "Spanish", "fa": "Persian", "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi",
-    "hu": "Hungarian", "id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "nl": "Dutch",
-    "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "ru": "Russian", "sv": "Swedish",
-    "sw": "Swahili", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "vi": "Vietnamese",
-    "zh": "Chinese",
-}  # fmt: skip
-"""ISO 639-1 codes of languages, by the English names that the prompts use."""
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +25,9 @@ class Message:
     has_audio: bool = False
     """A clip follows the text: instructions come first, so that their keys and values can be kept between clips."""
 
-
-def language_name(language: str) -> str:
-    """The English name of a language, given as such a name or as an ISO 639-1 code."""
-    name = LANGUAGE_NAMES.get(language.strip().lower(), language.strip())
-    # No English name of a language is as short as a code, so two letters that remain are an unknown code.
-    if len(name) < 3 or not name.replace(" ", "").replace("-", "").isalpha():
-        raise RequestError(f"{language!r} is no language: give its English name (German) or its code (de).")
-    return name[0].upper() + name[1:]
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise RequestError(f"a message has the role {self.role!r}, expected one of {', '.join(ROLES)}.")
 
 
 def transcription_instruction(prompts: Prompts, language: str | None) -> str:
@@ -51,8 +39,10 @@ def transcription_instruction(prompts: Prompts, language: str | None) -> str:
 
 def translation_instruction(prompts: Prompts, source: str, target: str) -> str:
     """The instruction for a transcript in the source language followed by its translation."""
-    filled = prompts.translate.replace("{source}", language_name(source))
-    return filled.replace("{target}", language_name(target))
+    source_name, target_name = language_name(source), language_name(target)
+    if source_name == target_name:
+        raise RequestError(f"source and target are both {source_name}: to translate, give two different languages.")
+    return prompts.translate.replace("{source}", source_name).replace("{target}", target_name)
 
 
 def split_translation(text: str, prompts: Prompts, target: str) -> tuple[str, str]:

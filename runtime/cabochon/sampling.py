@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cabochon.log_mel import Float32Array
+from cabochon.arrays import Float32Array
+from cabochon.errors import RequestError
 
 if TYPE_CHECKING:
     from cabochon.manifest import Sampling
@@ -30,7 +31,7 @@ class SamplingSettings:
     def __post_init__(self) -> None:
         sound = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
         if not sound or (self.seed is not None and self.seed < 0):
-            raise ValueError("expected temperature >= 0, top_k >= 0, 0 < top_p <= 1 and seed >= 0")
+            raise RequestError(f"{self} is impossible: expected temperature, top_k and seed >= 0, 0 < top_p <= 1.")
 
     @classmethod
     def of_checkpoint(cls, sampling: Sampling, seed: int | None = None) -> SamplingSettings:

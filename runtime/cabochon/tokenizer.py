@@ -27,9 +27,9 @@ class Tokenizer:
             ) from None
 
     @property
-    def vocabulary_size(self) -> int:
-        """Tokens that it can produce, control tokens included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+    def largest_token(self) -> int:
+        """The largest id that it can produce, control tokens included."""
+        return int(max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; control tokens in the text become single ids, none is added."""

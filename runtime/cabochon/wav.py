@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.errors import AudioError, missing_dependency
-from cabochon.log_mel import Float32Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -291,3 +291,18 @@ def test_a_json_file_that_holds_no_object_is_refused(tmp_path: Path, content: by
         read_json(path)
     with refused(CheckpointError, "missing.json", "missing"):
         read_json(tmp_path / "missing.json")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: float) -> None:
+    weights = np.ones((4, 8), np.float32)
+    weights[2, 3] = value
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, weights.nbytes]}}).encode()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + weights.tobytes())
+    checkpoint = open_checkpoint(tmp_path)
+    with refused(CheckpointError, "w", "not finite"):
+        list(checkpoint.read_rows("w", (4, 8)))
+    with refused(CheckpointError, "w", "not finite"):
+        checkpoint.read("w", (4, 8))
+    assert not np.isfinite(checkpoint.read("w", (4, 8), may_be_infinite=True)).all()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -128,21 +129,83 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
             pytest.fail("the block must not run")
 
 
-def test_an_empty_folder_may_be_filled_even_by_the_name_of_a_dot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     folder = tmp_path / "package"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    with new_package(Path(), replace=False) as beside:
+    with new_package(folder, replace=False) as beside:
         (beside / "file").write_text("content")
     assert names_in(tmp_path) == ["package"]
     assert names_in(folder) == ["file"]
 
 
+@pytest.mark.parametrize("name", [".", "/", "/proc"], ids=["current", "root", "mount point"])
+def test_a_folder_that_others_stand_in_is_not_replaced(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with refused(OutputError, "cannot be replaced"), new_package(Path(name), replace=True):
+        pytest.fail("the block was entered")
+
+
+def test_replacing_never_takes_files_that_are_not_the_packages(random_package: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(random_package, package)
+    (package / "thesis.txt").write_text("years of work")
+    with refused(OutputError, "thesis.txt"), new_package(package, replace=True):
+        pytest.fail("the block was entered")
+    web_page = tmp_path / "web"
+    web_page.mkdir()
+    (web_page / "manifest.json").write_text('{"name": "an app", "files": []}')
+    with refused(OutputError, "not a package"), new_package(web_page, replace=True):
+        pytest.fail("the block was entered")
+
+
+def test_a_package_of_a_newer_format_may_be_replaced(random_package: Path, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(random_package, package)
+    manifest = json.loads((package / "manifest.json").read_text())
+    (package / "manifest.json").write_text(json.dumps(manifest | {"format_version": 99, "new": True}))
+    with new_package(package, replace=True) as beside:
+        (beside / "file").write_text("content")
+    assert names_in(package) == ["file"]
+
+
+def test_the_old_package_stays_when_the_new_one_cannot_take_its_place(
+    random_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "package"
+    shutil.copytree(random_package, package)
+    rename = Path.rename
+
+    def refuse_new(self: Path, target: Path) -> Path:
+        if self.name.endswith(str(os.getpid())):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(self))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_new)
+    with refused(OutputError, "cross-device"), new_package(package, replace=True):
+        pass
+    assert names_in(tmp_path) == ["package"]
+    assert open_package(package).manifest
+
+
+def test_a_package_that_a_killed_conversion_had_moved_away_comes_back(random_package: Path, tmp_path: Path) -> None:
+    shutil.copytree(random_package, tmp_path / f".package.partial-{dead_process()}-replaced")
+    with refused(OutputError, "exists already"), new_package(tmp_path / "package", replace=False):
+        pytest.fail("the block was entered")
+    assert open_package(tmp_path / "package").manifest
+
+
+def test_the_checkpoint_is_not_replaced_by_its_package(random_checkpoint: Path) -> None:
+    settings = ConversionSettings(RECIPES["float"], replace=True)
+    for folder in (random_checkpoint, random_checkpoint.parent):
+        with refused(OutputError, "checkpoint itself"):
+            convert_onnx(random_checkpoint, folder, settings)
+
+
 def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
     dead, alive = dead_process(), os.getppid()
-    goes = [f".a[b].partial-{dead}", f".a[b].partial-{dead}-replaced", ".a[b].partial-99999999999999999999"]
+    goes = [f".a[b].partial-{dead}", ".a[b].partial-99999999999999999999"]
     stays = [f".a[b].partial-{alive}", f".other.partial-{dead}", ".a[b].partial-mine", f".a[b].{dead}"]
     for name in (*goes, *stays):
         (tmp_path / name).mkdir()

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from conftest import REPOSITORY, TINY
+from refusals import refused
 
 import cabochon
 
@@ -104,3 +106,65 @@ def test_importing_cabochon_needs_numpy_only() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert outcome.stdout.strip() == "['cabochon', 'numpy']"
+
+
+def test_answers_asked_for_from_several_threads_are_right_or_refused(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    sounds = [TINY / "demo" / file for file in DEMO_FILES]
+    expected = [model.transcribe(sound, "en").finish() for sound in sounds]
+
+    def transcribe(index: int) -> bool:
+        try:
+            return model.transcribe(sounds[index % len(sounds)], "en").finish() == expected[index % len(sounds)]
+        except cabochon.RequestError:
+            return True
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(transcribe, range(40)))
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        np.zeros(16_000, np.int16),
+        np.zeros((16_000, 2), np.float32),
+        np.full(16_000, 1.5, np.float32),
+        np.full(16_000, np.nan, np.float32),
+        np.zeros(16_000 * 31, np.float32),
+        np.zeros(100, np.float32),
+        None,
+        b"RIFF",
+    ],
+    ids=["integers", "stereo", "too loud", "not a number", "31 s", "6 ms", "nothing", "bytes"],
+)
+def test_a_waveform_that_is_no_clip_is_refused_in_one_sentence(random_package: Path, sound: object) -> None:
+    with refused(cabochon.AudioError):
+        cabochon.load(random_package).transcribe(sound, "en")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("max_tokens", [0, -3, "5"])
+def test_an_answer_of_no_length_is_refused(random_package: Path, max_tokens: int) -> None:
+    with refused(cabochon.RequestError, "positive"):
+        cabochon.load(random_package).chat([cabochon.Message("user", "hello")], max_tokens=max_tokens)
+
+
+def test_a_translation_into_the_same_language_is_refused(random_package: Path) -> None:
+    with refused(cabochon.RequestError, "German"):
+        cabochon.load(random_package).translate(TINY / "demo" / DEMO_FILES[0], source="de", target="german")
+
+
+def test_an_unknown_role_and_a_sound_in_a_chat_are_refused(random_package: Path) -> None:
+    with refused(cabochon.RequestError, "tool"):
+        cabochon.Message("tool", "hello")
+    with refused(cabochon.RequestError, "transcribe"):
+        cabochon.load(random_package).chat([cabochon.Message("user", "hello", has_audio=True)])
+
+
+def test_an_answer_that_failed_does_not_look_finished_later(tiny_package: Path) -> None:
+    model = cabochon.load(tiny_package)
+    first = model.transcribe(TINY / "demo" / DEMO_FILES[0], "en")
+    next(first)
+    model.transcribe(TINY / "demo" / DEMO_FILES[0], "en").finish()
+    for _ in range(2):
+        with pytest.raises(cabochon.RequestError):
+            first.finish()

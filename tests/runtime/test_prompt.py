@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from cabochon.errors import PackageError, RequestError
+from cabochon.languages import LANGUAGE_NAMES, language_name
 from cabochon.prompt import (
-    LANGUAGE_NAMES,
     ChatTemplate,
     Message,
-    language_name,
     split_translation,
     transcription_instruction,
     translation_instruction,
@@ -33,6 +32,8 @@ def render(template: str) -> str:
         ("DE", "German"),
         (" de ", "German"),
         ("German", "German"),
+        ("GERMAN", "German"),
+        ("lao", "Lao"),
         ("german", "German"),
         (" German ", "German"),
         ("Brazilian Portuguese", "Brazilian Portuguese"),
@@ -44,10 +45,10 @@ def test_a_language_goes_by_its_code_or_its_english_name(given_as: str, name: st
 
 
 @pytest.mark.parametrize(
-    "language", ["", " ", "-", "xx", "q", "12", "German1", "German\nIgnore this", "{source}", "<bos>"]
+    "language", ["", " ", "-", "xx", "deu", "pt-BR", "q", "12", "German1", "German\nIgnore this", "{source}", "<bos>"]
 )
 def test_what_is_no_language_is_refused(language: str) -> None:
-    with refused(RequestError, "is no language", "German", "de"):
+    with refused(RequestError, "is not a language", "German", "de"):
         language_name(language)
 
 
