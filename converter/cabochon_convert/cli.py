@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="int4", help="quantization (default: int4)")
     parser.add_argument(
-        "--context-length", type=int, default=4096, help="positions that the graph can address (default: %(default)s)"
+        "--context-length", type=int, help="positions that the graph can address (default: 4096, or all of the model's)"
     )
     parser.add_argument("--text-only", action="store_true", help="leave the audio encoder out")
     parser.add_argument("--replace", action="store_true", help="replace a package that exists")
@@ -51,7 +51,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         from cabochon_convert.convert import ConversionSettings, convert_onnx
     except ImportError as error:
         raise missing_dependency(str(error.name), "convert") from None
-    if arguments.context_length < 1:
+    if arguments.context_length is not None and arguments.context_length < 1:
         raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
     if arguments.verify:
         _refuse_unverifiable(arguments)
@@ -78,7 +78,8 @@ def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
     from cabochon_convert.verify import refuse_short_context
 
     refuse_too_large(arguments.checkpoint)
-    refuse_short_context(arguments.context_length)
+    if arguments.context_length is not None:
+        refuse_short_context(arguments.context_length)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

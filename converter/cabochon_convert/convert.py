@@ -27,7 +27,7 @@ from cabochon_convert.checkpoint import (
     open_checkpoint,
     read_json,
 )
-from cabochon_convert.config import ARCHITECTURE, ModelConfig, read_config
+from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import table_of_head, write_table
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL
@@ -49,13 +49,16 @@ from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
 
 
+DEFAULT_CONTEXT_LENGTH = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionSettings:
     """What the user decides about a conversion."""
 
     recipe: Recipe
-    context_length: int = 4096
-    """Positions that the graph can address, at most as many as the model knows."""
+    context_length: int | None = None
+    """Positions that the graph can address; None means `DEFAULT_CONTEXT_LENGTH`. Never more than the model knows."""
     text_only: bool = False
     """Leave the audio encoder out."""
     replace: bool = False
@@ -64,8 +67,12 @@ class ConversionSettings:
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
 
     def __post_init__(self) -> None:
-        if self.context_length < 1:
+        if self.context_length is not None and self.context_length < 1:
             raise ValueError("context_length must be positive")
+
+    def context_length_of(self, config: TextConfig) -> int:
+        """The context length for a model."""
+        return min(self.context_length or DEFAULT_CONTEXT_LENGTH, config.max_positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,7 @@ def convert_onnx(
         )
         write_manifest(beside, manifest)
     notes = _notes(checkpoint, frontend) + unused_generation_settings(source)
-    if settings.context_length > config.text.max_positions:
+    if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)
 
@@ -150,7 +157,7 @@ def _build_engine(
     text, recipe = config.text, settings.recipe
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING)
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    context_length = min(settings.context_length, text.max_positions)
+    context_length = settings.context_length_of(text)
     decoder = build_decoder(checkpoint, text, recipe, context_length, folder / "decoder.onnx", settings.accuracy_level)
     token_table = _token_table(checkpoint, config, recipe, decoder, folder)
     progress.start("per-layer embeddings", table_size, "B")
@@ -217,7 +224,7 @@ def _text_model(config: ModelConfig, settings: ConversionSettings) -> TextModel:
         hidden_size=text.hidden_size,
         layer_count=len(text.layers),
         per_layer_input_size=text.per_layer_input_size,
-        context_length=min(settings.context_length, text.max_positions),
+        context_length=settings.context_length_of(text),
         final_logit_softcap=text.final_logit_softcap,
     )
 
