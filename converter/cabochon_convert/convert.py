@@ -48,7 +48,6 @@ from cabochon_convert.processor import (
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
 
-
 DEFAULT_CONTEXT_LENGTH = 4096
 
 
