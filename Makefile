@@ -6,7 +6,7 @@ VENV = .venv
 RUNTIME_VENV = .venv-runtime
 SET_UP = pyproject.toml constraints.txt
 
-.PHONY: setup demo test test-fullsize lint fmt bench clean
+.PHONY: setup demo test test-fullsize fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -22,6 +22,10 @@ $(VENV)/test.stamp: $(SET_UP) | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) torch
 	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/demo.stamp
+
+$(VENV)/train.stamp: $(VENV)/test.stamp
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[train]'
+	@touch $@
 
 $(RUNTIME_VENV)/stamp: $(SET_UP)
 	@rm -rf $(RUNTIME_VENV)
@@ -40,6 +44,10 @@ test: setup lint
 test-fullsize: setup
 	$(VENV)/bin/python -m pytest -m fullsize -s
 
+# What each recipe does to transcripts; needs espeak-ng.
+fidelity: $(VENV)/train.stamp
+	$(VENV)/bin/python benchmarks/fidelity.py
+
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
@@ -54,4 +62,4 @@ bench: $(VENV)/demo.stamp
 	$(VENV)/bin/python benchmarks/speed.py
 
 clean:
-	rm -rf $(VENV) $(RUNTIME_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(RUNTIME_VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

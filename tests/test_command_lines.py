@@ -252,7 +252,7 @@ def write_five_milliseconds(path: Path) -> None:
         (write_no_samples, "no samples"),
         (write_five_milliseconds, "5 ms"),
         (Path.mkdir, "not a file"),
-        (Path.exists, "not a file"),
+        (Path.exists, "does not exist"),
     ],
 )
 def test_a_bad_sound_is_refused(

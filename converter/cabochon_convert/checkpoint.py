@@ -198,7 +198,7 @@ def hash_checkpoint(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
 
 def _refuse_other_folders(folder: Path) -> None:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint.")
+        raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint that lies on this disk.")
     if not (folder / "config.json").is_file():
         kind = "a LoRA adapter, merge it into its model first" if (folder / "adapter_config.json").is_file() else None
         raise CheckpointError(f"{folder} is {kind or 'not a Hugging Face checkpoint: it has no config.json'}.")

@@ -8,20 +8,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cabochon
 from cabochon.cli import errors_in_one_sentence, prepare_streams
 from cabochon.errors import RequestError, missing_dependency
+from cabochon.languages import language_name
 from cabochon_convert.recipes import RECIPES
+
+if TYPE_CHECKING:
+    from cabochon_convert.verify import SpeechData
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, 1 when a verification failed, 2 for an error to be mended."""
     prepare_streams()
-    parsed = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     with errors_in_one_sentence("cabochon-convert") as outcome:
-        outcome.status = _convert(parsed)
+        if words[:1] == ["verify"]:
+            outcome.status = _verify(_verify_parser().parse_args(words[1:]))
+        else:
+            outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
 
 
@@ -29,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cabochon-convert",
         description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
+        epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares a package that exists already.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     parser.add_argument("checkpoint", type=Path, help="Hugging Face folder with config.json and safetensors")
@@ -41,9 +49,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--text-only", action="store_true", help="leave the audio encoder out")
     parser.add_argument("--replace", action="store_true", help="replace a package that exists")
     parser.add_argument(
-        "--verify", action="store_true", help="compare with transformers and write report.json into the package"
+        "--verify",
+        action="store_true",
+        help="compare with transformers and write report.json and report.html into the package",
     )
+    _add_speech(parser)
     return parser
+
+
+def _verify_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cabochon-convert verify",
+        description="Compare a package with its checkpoint and write report.json and report.html into the package.",
+    )
+    parser.add_argument("output", type=Path, metavar="package", help="folder that cabochon-convert wrote")
+    parser.add_argument(
+        "--reference", type=Path, required=True, dest="checkpoint", help="the checkpoint that it came from"
+    )
+    _add_speech(parser)
+    return parser
+
+
+def _add_speech(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data", type=Path, help="verify on speech too: a folder of sounds, each with a .txt of what is said"
+    )
+    parser.add_argument("--language", default="English", help="spoken in --data (default: %(default)s)")
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -80,16 +111,28 @@ def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
     refuse_too_large(arguments.checkpoint)
     if arguments.context_length is not None:
         refuse_short_context(arguments.context_length)
+    _speech_data(arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from cabochon_convert.package import REPORT_PAGE_NAME
     from cabochon_convert.verify import verify_package
 
     with ProgressBars() as progress:
-        report = verify_package(arguments.output, arguments.checkpoint, progress)
+        report = verify_package(arguments.output, arguments.checkpoint, progress, _speech_data(arguments))
     for name, value in report.summary().items():
         print(f"{name}: {value}")
+    print(f"report: {arguments.output / REPORT_PAGE_NAME}")
     return 0 if report.passed else 1
+
+
+def _speech_data(arguments: argparse.Namespace) -> SpeechData | None:
+    if arguments.data is None:
+        return None
+    from cabochon_convert.fidelity import read_examples
+    from cabochon_convert.verify import SpeechData
+
+    return SpeechData(read_examples(arguments.data), language_name(arguments.language))
 
 
 class ProgressBars:

@@ -253,7 +253,7 @@ def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str,
         )
     if len(skipped) > len(vestigial):
         parts = sorted({name.removeprefix("model.").split(".")[0] for name in skipped if name not in vestigial})
-        notes.append(f"{len(skipped) - len(vestigial)} tensors have no use in this package ({', '.join(parts)}).")
+        notes.append(f"{len(skipped) - len(vestigial)} tensors were left out: this package has no {', '.join(parts)}.")
     return tuple(notes)
 
 

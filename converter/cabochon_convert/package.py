@@ -15,6 +15,7 @@ from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest, manifest_to_t
 from cabochon.package import hash_file
 
 REPORT_NAME = "report.json"
+REPORT_PAGE_NAME = "report.html"
 """What a verification found; not part of the manifest, because it is written afterwards."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -90,7 +91,7 @@ def _package_files(folder: Path) -> set[Path] | None:
         manifest = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
         names = [record["path"] for record in manifest["files"]]
         if type(manifest["format_version"]) is int and manifest["created_by"].startswith("cabochon"):
-            return {folder / name for name in (*names, MANIFEST_NAME, REPORT_NAME)}
+            return {folder / name for name in (*names, MANIFEST_NAME, REPORT_NAME, REPORT_PAGE_NAME)}
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         pass
     return None

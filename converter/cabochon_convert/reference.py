@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,29 @@ class ReferenceModel:
         return np.asarray(output.pooler_output[0])
 
     @torch.no_grad()
-    def logits(self, tokens: list[int], log_mel: Float32Array | None) -> Float32Array:
+    def logits(self, tokens: Sequence[int], log_mel: Float32Array | None) -> Float32Array:
         """Soft-capped logits of every position: [positions, vocabulary]."""
-        return np.asarray(self._model(input_ids=torch.tensor([tokens]), **_audio_inputs(log_mel)).logits[0])
+        return np.asarray(self._model(input_ids=torch.tensor([list(tokens)]), **_audio_inputs(log_mel)).logits[0])
 
     @torch.no_grad()
     def greedy(
-        self, tokens: list[int], log_mel: Float32Array | None, suppress: tuple[int, ...], count: int
+        self,
+        tokens: Sequence[int],
+        log_mel: Float32Array | None,
+        suppress: Sequence[int],
+        count: int,
+        stop_tokens: Sequence[int] = (),
     ) -> list[int]:
-        """The likeliest continuation of `count` tokens, whatever they are."""
-        output = self._model(input_ids=torch.tensor([tokens]), use_cache=True, **_audio_inputs(log_mel))
+        """The likeliest continuation: at most `count` tokens, up to a stop token."""
+        output = self._model(input_ids=torch.tensor([list(tokens)]), use_cache=True, **_audio_inputs(log_mel))
         chosen: list[int] = []
         while True:
             logits = output.logits[0, -1]
             logits[list(suppress)] = -torch.inf
-            chosen.append(int(logits.argmax()))
+            token = int(logits.argmax())
+            if token in stop_tokens:
+                return chosen
+            chosen.append(token)
             if len(chosen) == count:
                 return chosen
             output = self._model(

@@ -10,20 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import EngineSettings, Session
-from cabochon.decode import decode, prefill
-from cabochon.embedder import open_embedder
-from cabochon.engines import open_session
 from cabochon.errors import RequestError
 from cabochon.log_mel import log_mel
-from cabochon.manifest import Manifest
-from cabochon.package import Package, open_package
-from cabochon.prompt import Message, PromptWriter, transcription_instruction
-from cabochon.sampling import Sampler, SamplingSettings, soft_cap
-from cabochon.tokenizer import Tokenizer
-from cabochon_convert.package import REPORT_NAME
+from cabochon.manifest import AudioModel, Manifest
+from cabochon.package import open_package
+from cabochon_convert.converted import ConvertedModel
+from cabochon_convert.fidelity import (
+    SpeechFidelity,
+    SpokenExample,
+    agreement,
+    divergence,
+    measure_speech,
+    summarize,
+)
+from cabochon_convert.package import REPORT_NAME, REPORT_PAGE_NAME
 from cabochon_convert.progress import Progress
 from cabochon_convert.reference import ReferenceModel
+from cabochon_convert.report_page import render_page
 
 # Clips below, at and above one attention block of the encoder (12 tokens of 40 ms), none a whole number of tokens.
 CLIP_SECONDS = (0.11, 0.493, 1.234, 3.217, 7.003)
@@ -62,16 +65,29 @@ class LogitComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeechData:
+    """Speech that package and checkpoint are to be compared on."""
+
+    examples: tuple[SpokenExample, ...]
+    language: str
+    """Spoken in all of them."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What a verification found."""
 
     package: str
     recipe: str
     engine: str
+    size: int
+    """Bytes of the package."""
     tolerance: float | None
     """Largest relative error allowed; None where the recipe rounds weights, so that errors are measured, not judged."""
     audio: tuple[AudioComparison, ...]
     logits: tuple[LogitComparison, ...]
+    speech: SpeechFidelity | None
+    """None where no speech was given."""
 
     @property
     def passed(self) -> bool:
@@ -92,38 +108,67 @@ class Report:
         lines["logits"] = f"relative error {error:.2g}, divergence {divergence:.2g} nats at worst"
         agreed, tokens = (sum(getattr(c, name) for c in self.logits) for name in ("greedy_agreement", "greedy_tokens"))
         lines["greedy tokens"] = f"{agreed} of {tokens} before the first difference"
+        if self.speech:
+            lines |= _speech_summary(self.speech)
         limit = "no limit for a rounding recipe" if self.tolerance is None else f"limit {self.tolerance:g}"
         lines["verdict"] = f"{'passed' if self.passed else 'FAILED'} ({limit})"
         return lines
 
 
-def verify_package(folder: Path, checkpoint: Path, progress: Progress, engine: str = "onnx") -> Report:
-    """Compare a package with its checkpoint; writes report.json into the package folder."""
+def _speech_summary(speech: SpeechFidelity) -> dict[str, str]:
+    same, total = speech.same_answers, len(speech.examples)
+    return {
+        "transcripts": f"{same} of {total} like the checkpoint's, top token alike at {speech.same_top_token:.1%}, "
+        f"divergence {speech.divergence:.2g} nats",
+        "word error rate": f"{speech.word_error_rate:.2f} % (checkpoint {speech.reference_word_error_rate:.2f} %)",
+        "chrF": f"{speech.chrf:.1f} (checkpoint {speech.reference_chrf:.1f})",
+    }
+
+
+def verify_package(
+    folder: Path, checkpoint: Path, progress: Progress, speech: SpeechData | None = None, engine: str = "onnx"
+) -> Report:
+    """Compare a package with its checkpoint; writes report.json and report.html into the package folder."""
     package = open_package(folder)
     manifest = package.manifest
     refuse_short_context(manifest.text.context_length)
     rounds = any(applied.block_size for applied in manifest.recipe.precisions)
     clips = _clips(manifest)
     progress.start("verifying", 2 * len(clips) + 1, "comparison")
-    subject, reference = _Subject(package, engine), ReferenceModel(checkpoint)
+    converted, reference = ConvertedModel(package, engine), ReferenceModel(checkpoint)
     audio, logits = [], []
     for clip in clips:
-        audio.append(_compare_audio(subject, reference, clip, manifest))
+        assert manifest.audio is not None  # there are no clips otherwise
+        audio.append(_compare_audio(converted, reference, clip, manifest.audio))
         progress.advance(1)
-        logits.append(_compare_logits(subject, reference, clip))
+        logits.append(_compare_logits(converted, reference, clip, manifest.audio))
         progress.advance(1)
-    logits.append(_compare_logits(subject, reference, None))
+    logits.append(_compare_logits(converted, reference, None, None))
     progress.advance(1)
     report = Report(
         package=manifest.source.name,
         recipe=manifest.recipe.name,
         engine=engine,
+        size=package.size,
         tolerance=None if rounds else FLOAT_TOLERANCE,
         audio=tuple(audio),
         logits=tuple(logits),
+        speech=None if speech is None else _measure_speech(converted, reference, speech, progress),
     )
-    _write_report(folder / REPORT_NAME, report)
+    _write_beside(folder / REPORT_NAME, _report_text(report))
+    _write_beside(folder / REPORT_PAGE_NAME, render_page(json.loads(_report_text(report))))
     return report
+
+
+def _measure_speech(
+    converted: ConvertedModel, reference: ReferenceModel, speech: SpeechData, progress: Progress
+) -> SpeechFidelity:
+    progress.start("comparing speech", len(speech.examples), "example")
+    measured = []
+    for example in measure_speech(converted, reference, speech.examples, speech.language):
+        measured.append(example)
+        progress.advance(1)
+    return summarize(measured, speech.language)
 
 
 def refuse_short_context(context_length: int) -> None:
@@ -135,59 +180,35 @@ def refuse_short_context(context_length: int) -> None:
         )
 
 
-class _Subject:
-    """The converted model, opened below the level of text."""
-
-    def __init__(self, package: Package, engine: str) -> None:
-        self.manifest = package.manifest
-        self.session: Session = open_session(package, engine, EngineSettings())
-        self.embedder = open_embedder(package, engine)
-        self._prompts = PromptWriter(package, Tokenizer(package.path(package.manifest.tokenizer_file)))
-
-    def prompt(self, audio_tokens: int) -> list[int]:
-        """Tokens of the transcription prompt; without audio, the same words as a plain request."""
-        instruction = transcription_instruction(self.manifest.prompts, "English")
-        return self._prompts.write([Message("user", instruction, has_audio=audio_tokens > 0)], audio_tokens)
-
-
 def _compare_audio(
-    subject: _Subject, reference: ReferenceModel, clip: Float32Array, manifest: Manifest
+    converted: ConvertedModel, reference: ReferenceModel, clip: Float32Array, audio: AudioModel
 ) -> AudioComparison:
-    assert subject.session.audio_encoder is not None  # there are no clips otherwise
-    assert manifest.audio is not None
-    ours, theirs = subject.session.audio_encoder.encode(clip), reference.audio_embeddings(clip)
+    ours, theirs = converted.audio_embeddings(clip), reference.audio_embeddings(clip)
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return AudioComparison(
-        seconds=len(clip) * manifest.audio.log_mel.hop_length / manifest.audio.log_mel.sample_rate,
+        seconds=len(clip) * audio.log_mel.hop_length / audio.log_mel.sample_rate,
         tokens=len(theirs),
         relative_error=_relative_error(ours, theirs),
         cosine=float(((ours * theirs).sum(axis=1) / norms).min()),
     )
 
 
-def _compare_logits(subject: _Subject, reference: ReferenceModel, clip: Float32Array | None) -> LogitComparison:
-    manifest, decoder = subject.manifest, subject.session.decoder
-    encoder = subject.session.audio_encoder
-    embeddings = encoder.encode(clip) if clip is not None and encoder else None
-    tokens = subject.prompt(0 if embeddings is None else len(embeddings))
-    prompt = subject.embedder.embed(tokens, manifest.audio, embeddings)
-    cap = manifest.text.final_logit_softcap
-    raw = decoder.run(prompt.inputs_embeds, prompt.per_layer_inputs, 0, logits_to_keep=len(tokens))
-    ours, theirs = soft_cap(raw.copy(), cap), reference.logits(tokens, clip)
-    suppress = manifest.sampling.suppress_tokens
-    expected = reference.greedy(tokens, clip, suppress, GREEDY_TOKENS)
-    sampler = Sampler(SamplingSettings(), suppress, cap)
-    logits = prefill(decoder, prompt)
-    found = list(decode(decoder, subject.embedder, sampler, logits, len(tokens), (), GREEDY_TOKENS))
-    differences = [index for index, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1]]
+def _compare_logits(
+    converted: ConvertedModel, reference: ReferenceModel, clip: Float32Array | None, audio: AudioModel | None
+) -> LogitComparison:
+    audio_tokens = audio.token_count(len(clip)) if clip is not None and audio is not None else 0
+    tokens = converted.transcription_prompt(audio_tokens, "English")
+    ours, theirs = converted.logits(tokens, clip), reference.logits(tokens, clip)
+    expected = reference.greedy(tokens, clip, converted.manifest.sampling.suppress_tokens, GREEDY_TOKENS)
+    found = converted.greedy(tokens, clip, GREEDY_TOKENS)
     return LogitComparison(
         prompt="question" if clip is None else f"transcription of {len(tokens)} positions",
         positions=len(tokens),
         relative_error=_relative_error(ours, theirs),
         same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-        divergence=_divergence(ours, theirs),
+        divergence=divergence(ours, theirs),
         greedy_tokens=len(expected),
-        greedy_agreement=differences[0] if differences else len(expected),
+        greedy_agreement=agreement(found, expected),
     )
 
 
@@ -210,18 +231,11 @@ def _relative_error(ours: Float32Array, theirs: Float32Array) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def _divergence(ours: Float32Array, theirs: Float32Array) -> float:
-    ours_log, theirs_log = (
-        logits
-        - logits.max(axis=1, keepdims=True)
-        - np.log(np.exp(logits - logits.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
-        for logits in (ours.astype(np.float64), theirs.astype(np.float64))
-    )
-    return float((np.exp(theirs_log) * (theirs_log - ours_log)).sum(axis=1).mean())
+def _report_text(report: Report) -> str:
+    return json.dumps(asdict(report) | {"passed": report.passed}, indent=1, ensure_ascii=False) + "\n"
 
 
-def _write_report(path: Path, report: Report) -> None:
+def _write_beside(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(asdict(report) | {"passed": report.passed}, indent=1, ensure_ascii=False)
-    beside.write_text(text + "\n", encoding="utf-8")
+    beside.write_text(text, encoding="utf-8")
     beside.replace(path)

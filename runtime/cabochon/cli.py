@@ -88,7 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
     _add_common(translate, _translate)
     translate.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
-    translate.add_argument("--source", "--from", required=True, metavar="LANGUAGE", help="spoken language: English")
+    translate.add_argument(
+        "--source", "--from", required=True, metavar="LANGUAGE", help="spoken language, e.g. English"
+    )
     translate.add_argument("--target", "--to", required=True, metavar="LANGUAGE", help="wanted language, e.g. German")
     _add_output(translate)
 
@@ -132,7 +134,7 @@ def _count(text: str) -> int:
 def _positive_count(text: str) -> int:
     number = _count(text)
     if number == 0:
-        raise argparse.ArgumentTypeError("0 is too little")
+        raise argparse.ArgumentTypeError("0 is too little, expected 1 or more")
     return number
 
 
@@ -148,7 +150,7 @@ def _translate(arguments: argparse.Namespace) -> None:
         arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
     )
     _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
-    if not answer.translation:
+    if answer.statistics.complete and not answer.translation:
         print("note: the model did not translate: it may not know the languages.", file=sys.stderr)
 
 
@@ -165,6 +167,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         messages.append(Message("user", question))
         answer = model.chat(messages, settings, arguments.max_tokens)
         _stream(answer)
+        _note_cut(answer)
         messages.append(Message("assistant", answer.text))
 
 
@@ -184,39 +187,40 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    package = open_package(arguments.package, check_again=arguments.check)
-    facts = _facts(package)
+    facts = _facts(open_package(arguments.package, check_again=arguments.check))
     if arguments.json:
         print(json.dumps(facts, indent=1, ensure_ascii=False))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name.ljust(width)}  {value}")
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name.replace('_', ' ').ljust(width)}  {'none' if shown is None else shown}")
 
 
 def _facts(package: Package) -> dict[str, object]:
     manifest = package.manifest
-    bits: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for applied in manifest.recipe.precisions:
-        storage = f"{applied.bits} bit" + (f" in blocks of {applied.block_size}" if applied.block_size else "")
-        bits[storage] = bits.get(storage, 0) + 1
+        storage = f"at {applied.bits} bit" + (f" in blocks of {applied.block_size}" if applied.block_size else "")
+        counts[storage] = counts.get(storage, 0) + 1
     audio = manifest.audio
-    seconds = audio.max_samples / audio.log_mel.sample_rate if audio else 0
     return {
-        "checkpoint": f"{manifest.source.name} ({manifest.source.architecture})",
-        "checkpoint SHA-256": manifest.source.sha256,
-        "converted by": manifest.created_by,
+        "checkpoint": manifest.source.name,
+        "architecture": manifest.source.architecture,
+        "checkpoint_sha256": manifest.source.sha256,
+        "converted_by": manifest.created_by,
         "recipe": manifest.recipe.name,
-        "weight matrices": ", ".join(f"{count} at {storage}" for storage, count in sorted(bits.items())),
-        "skipped tensors": len(manifest.source.skipped_tensors),
-        "engines": ", ".join(manifest.engines),
+        "weight_matrices": [f"{count} {storage}" for storage, count in sorted(counts.items())],
+        "skipped_tensors": len(manifest.source.skipped_tensors),
+        "engines": list(manifest.engines),
         "layers": manifest.text.layer_count,
-        "hidden size": manifest.text.hidden_size,
-        "vocabulary": manifest.text.vocabulary_size,
-        "context length": manifest.text.context_length,
-        "audio": f"up to {seconds:.0f} s at {audio.log_mel.sample_rate} Hz" if audio else "none",
+        "hidden_size": manifest.text.hidden_size,
+        "vocabulary_size": manifest.text.vocabulary_size,
+        "context_length": manifest.text.context_length,
+        "audio_seconds": audio.max_samples / audio.log_mel.sample_rate if audio else None,
+        "audio_sample_rate": audio.log_mel.sample_rate if audio else None,
         "files": len(manifest.files),
-        "size": f"{package.size / 1e6:.1f} MB",
+        "size_bytes": package.size,
     }
 
 
@@ -246,10 +250,14 @@ def _show(
         print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
     else:
         _stream(answer)
-    if not answer.statistics.complete:
-        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
+    _note_cut(answer)
     if arguments.statistics:
         _print_statistics(answer.statistics, load_seconds)
+
+
+def _note_cut(answer: Answer) -> None:
+    if not answer.statistics.complete:
+        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
 
 
 def _stream(answer: Answer) -> None:

@@ -23,7 +23,7 @@ def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Fl
     if position + len(prompt) >= decoder.capacity:
         raise RequestError(
             f"the prompt takes {position + len(prompt)} of {decoder.capacity} positions, which leaves no room for an "
-            "answer: shorten it or load the package with a larger context length."
+            "answer: shorten it (a conversation: start a new one), or raise the context length if the package allows."
         )
     logits = np.zeros((0, 0), np.float32)
     for start in range(0, len(prompt), PREFILL_CHUNK):

@@ -29,4 +29,7 @@ class MissingDependencyError(CabochonError, ImportError):
 
 def missing_dependency(library: str, extra: str) -> MissingDependencyError:
     """The error for an optional library that is absent, naming the extra of cabochon that brings it."""
-    return MissingDependencyError(f"{library} is not installed: run  pip install 'cabochon[{extra}]'  and try again.")
+    return MissingDependencyError(
+        f"{library} is not installed: install cabochon with its extra {extra!r}, "
+        f"in its repository by  pip install '.[{extra}]'  and try again."
+    )

@@ -11,6 +11,9 @@ import numpy as np
 from cabochon.arrays import Float32Array
 from cabochon.errors import AudioError, missing_dependency
 
+# Lengths from here on are placeholders: espeak-ng writes 0x7ffff000, sox and ffmpeg 0x7fffffff or 0xffffffff.
+STREAMED_LENGTH = 0x7FFF_0000
+
 
 @dataclass(frozen=True, slots=True)
 class Sound:
@@ -45,10 +48,12 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int)
         raise missing_dependency("soundfile", "onnx") from None
     file_path = Path(path)
     if not file_path.is_file():
-        raise AudioError(f"{file_path} is not a file: expected a sound file such as a WAV.")
+        what = "is not a file" if file_path.exists() else "does not exist"
+        raise AudioError(f"{file_path} {what}: expected a sound file such as a WAV.")
     if file_path.stat().st_size == 0:
         raise AudioError(f"{file_path} is empty (0 bytes): expected a sound file such as a WAV.")
     try:
+        _refuse_cut_off(file_path)
         with soundfile.SoundFile(file_path) as file:
             _check_length(file_path, file.frames, file.samplerate, sample_rate, max_samples)
             channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
@@ -78,6 +83,24 @@ def resample(waveform: Float32Array, found_rate: int, wanted_rate: int) -> Float
     return resampled
 
 
+def _refuse_cut_off(path: Path) -> None:
+    """Refuse a WAV that ends before its header says: libsndfile would read on as if nothing were missing."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            length = int.from_bytes(head[4:], "little")
+            if head[:4] == b"data":
+                missing = file.tell() + length - size
+                # Programs that write to a pipe cannot know the length and put a huge one.
+                if missing > 0 and length < STREAMED_LENGTH:
+                    raise AudioError(f"{path} is cut off: {missing} bytes of its sound are missing, copy it again.")
+                return
+            file.seek(length + length % 2, os.SEEK_CUR)
+
+
 def _check_length(path: Path, frames: int, found_rate: int, wanted_rate: int, max_samples: int) -> None:
     if found_rate <= 0:
         raise AudioError(f"{path} states a sample rate of {found_rate} Hz, which cannot be.")
@@ -94,7 +117,7 @@ def _note(path: Path, found_rate: int, wanted_rate: int, channel_count: int, enc
     if channel_count > 1:
         changes.append(f"mixed down from {channel_count} channels")
     if encoding in ("PCM_U8", "PCM_S8"):
-        changes.append("8-bit samples, so expect noise")
+        changes.append("widened from 8-bit samples, which hiss")
     return f"{path} was {', '.join(changes)}." if changes else ""
 
 

@@ -106,8 +106,8 @@ def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path, rate: int) 
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing.wav"):
-        with refused(AudioError, str(path), "not a file"):
+    for path, reason in ((tmp_path, "not a file"), (tmp_path / "missing.wav", "does not exist")):
+        with refused(AudioError, str(path), reason):
             read(path)
 
 
@@ -162,10 +162,23 @@ def test_exactly_the_longest_clip_is_read_and_a_sample_more_is_not(tmp_path: Pat
         read(tmp_path / f"{MAX_SAMPLES + 1}.wav")
 
 
-def test_a_truncated_wav_gives_what_is_there(tmp_path: Path) -> None:
+def test_a_wav_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     whole = write_sine(tmp_path / "sine.wav", RATE, "PCM_16").read_bytes()
     (tmp_path / "cut.wav").write_bytes(whole[: 44 + RATE])
-    np.testing.assert_allclose(read(tmp_path / "cut.wav").waveform, sine(RATE)[: RATE // 2], atol=1e-4)
+    with refused(AudioError, "cut.wav", f"{RATE} bytes"):
+        read(tmp_path / "cut.wav")
+
+
+@pytest.mark.parametrize("placeholder", [0x7FFF_F000, 0x7FFF_FFFF, 0xFFFF_FFFF, 0])
+def test_a_wav_that_came_through_a_pipe_is_read(tmp_path: Path, placeholder: int) -> None:
+    content = bytearray(write_sine(tmp_path / "sine.wav", RATE, "PCM_16").read_bytes())
+    content[40:44] = placeholder.to_bytes(4, "little")
+    (tmp_path / "piped.wav").write_bytes(content)
+    if placeholder:
+        np.testing.assert_allclose(read(tmp_path / "piped.wav").waveform, sine(RATE), atol=1e-4)
+    else:
+        with refused(AudioError, "no samples"):
+            read(tmp_path / "piped.wav")
 
 
 @given(st.binary(max_size=200), st.sampled_from(["wav", "flac", "ogg", "mp3", "raw", "aiff", "voc"]))
