@@ -10,17 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cabochon.log_mel import LogMelParameters, log_mel
+from cabochon_convert.processor import DEFAULT_LOG_MEL
 
-PUBLISHED = LogMelParameters(
-    sample_rate=16_000,
-    frame_length=320,
-    hop_length=160,
-    fft_length=512,
-    mel_bins=128,
-    min_frequency=0.0,
-    max_frequency=8000.0,
-    mel_floor=1e-3,
-)
+PUBLISHED = DEFAULT_LOG_MEL
 
 
 @pytest.fixture(scope="module")
