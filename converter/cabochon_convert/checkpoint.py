@@ -294,8 +294,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # numpy's ValueError: the file became shorter
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} cannot be read ({error}): has it changed meanwhile?") from None
 
 

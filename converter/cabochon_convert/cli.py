@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with errors_in_one_sentence("cabochon-convert") as outcome:
         if words[:1] == ["verify"]:
-            outcome.status = _verify(_verify_parser().parse_args(words[1:]))
+            parsed = _verify_parser().parse_args(words[1:])
+            outcome.status = _verify(parsed, _speech_data(parsed))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -84,8 +85,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise missing_dependency(str(error.name), "convert") from None
     if arguments.context_length is not None and arguments.context_length < 1:
         raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
+    speech = None
     if arguments.verify:
         _refuse_unverifiable(arguments)
+        speech = _speech_data(arguments)
     settings = ConversionSettings(
         recipe=RECIPES[arguments.recipe],
         context_length=arguments.context_length,
@@ -95,12 +98,13 @@ def _convert(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     with ProgressBars() as progress:
         conversion = convert_onnx(arguments.checkpoint, arguments.output, settings, progress)
-    size = sum(record.size for record in conversion.manifest.files)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)
     seconds = time.perf_counter() - started
-    print(f"{conversion.folder}: {size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s")
-    return _verify(arguments) if arguments.verify else 0
+    print(
+        f"{conversion.folder}: {conversion.manifest.size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s"
+    )
+    return _verify(arguments, speech) if arguments.verify else 0
 
 
 def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
@@ -111,15 +115,14 @@ def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
     refuse_too_large(arguments.checkpoint)
     if arguments.context_length is not None:
         refuse_short_context(arguments.context_length)
-    _speech_data(arguments)
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(arguments: argparse.Namespace, speech: SpeechData | None) -> int:
     from cabochon_convert.package import REPORT_PAGE_NAME
     from cabochon_convert.verify import verify_package
 
     with ProgressBars() as progress:
-        report = verify_package(arguments.output, arguments.checkpoint, progress, _speech_data(arguments))
+        report = verify_package(arguments.output, arguments.checkpoint, progress, speech)
     for name, value in report.summary().items():
         print(f"{name}: {value}")
     print(f"report: {arguments.output / REPORT_PAGE_NAME}")

@@ -142,8 +142,8 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
         raise CheckpointError("the checkpoint is already quantized: convert its unquantized (bf16) original.")
     _refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
-        _require_value(config, "tie_word_embeddings", (True, False), default=True)
-        text = _read_text(_section(config, "text_config"), ties_embeddings=config.get("tie_word_embeddings", True))
+        ties_embeddings = _require_value(config, "tie_word_embeddings", (True, False), default=True)
+        text = _read_text(_section(config, "text_config"), ties_embeddings=ties_embeddings)
         audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
         model = ModelConfig(
             text=text,
@@ -315,12 +315,14 @@ def _refuse_unknown(section: dict[str, Any], known: set[str], place: str) -> Non
         )
 
 
-def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = _REQUIRED) -> None:
+def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = _REQUIRED) -> Any:
+    """The value of a key, which must be one of those allowed."""
     value = section[key] if default is _REQUIRED else section.get(key, default)
     # 1 == True in Python, but not in a config.
     if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
         expected = " or ".join(repr(choice) for choice in allowed)
         raise CheckpointError(f"config.json's {key} is {value!r}, but only {expected} is implemented.")
+    return value
 
 
 def _positive(section: dict[str, Any], key: str) -> int:

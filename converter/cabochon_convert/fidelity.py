@@ -127,8 +127,7 @@ def log_softmax(logits: Float32Array) -> np.ndarray:
 
 def divergence(ours: Float32Array, theirs: Float32Array) -> float:
     """Mean Kullback-Leibler divergence of our distributions from theirs, in nats; logits [positions, vocabulary]."""
-    ours_log, theirs_log = log_softmax(ours), log_softmax(theirs)
-    return float((np.exp(theirs_log) * (theirs_log - ours_log)).sum(axis=1).mean())
+    return _mean_divergence(log_softmax(ours), log_softmax(theirs))
 
 
 def agreement(found: Sequence[int], expected: Sequence[int]) -> int:
@@ -149,7 +148,8 @@ def _measure_example(
     text = converted.tokenizer.encode(example.text)
     # Position i predicts token i + 1, so the text is predicted from the prompt's last position on.
     scored = slice(len(prompt) - 1, len(prompt) - 1 + len(text))
-    ours, theirs = (model.logits([*prompt, *text], features)[scored] for model in (converted, reference))
+    # Of a vocabulary of 262144 the logarithms are worth computing once.
+    ours, theirs = (log_softmax(model.logits([*prompt, *text], features)[scored]) for model in (converted, reference))
     stop_tokens, suppress = converted.manifest.sampling.stop_tokens, converted.manifest.sampling.suppress_tokens
     found = converted.greedy(prompt, features, LONGEST_TRANSCRIPT, stop_tokens)
     expected = reference.greedy(prompt, features, suppress, LONGEST_TRANSCRIPT, stop_tokens)
@@ -158,7 +158,7 @@ def _measure_example(
         text=example.text,
         reference_answer=converted.tokenizer.decode(expected).strip(),
         answer=converted.tokenizer.decode(found).strip(),
-        divergence=divergence(ours, theirs),
+        divergence=_mean_divergence(ours, theirs),
         same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
         reference_perplexity=_perplexity(theirs, text),
         perplexity=_perplexity(ours, text),
@@ -167,9 +167,14 @@ def _measure_example(
     )
 
 
-def _perplexity(logits: Float32Array, tokens: Sequence[int]) -> float:
+def _mean_divergence(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Of log-probabilities [positions, vocabulary]."""
+    return float((np.exp(theirs) * (theirs - ours)).sum(axis=1).mean())
+
+
+def _perplexity(log_probabilities: np.ndarray, tokens: Sequence[int]) -> float:
     """Exponential of the mean negative log-probability of the tokens."""
-    return float(np.exp(-log_softmax(logits)[np.arange(len(tokens)), list(tokens)].mean()))
+    return float(np.exp(-log_probabilities[np.arange(len(tokens)), list(tokens)].mean()))
 
 
 def _read_text(path: Path) -> str:

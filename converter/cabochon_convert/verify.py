@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
 from cabochon.log_mel import log_mel
 from cabochon.manifest import AudioModel, Manifest
-from cabochon.package import open_package
+from cabochon.package import open_package, replace_text
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.fidelity import (
     SpeechFidelity,
@@ -104,8 +103,8 @@ class Report:
         if self.audio:
             error, cosine = max(c.relative_error for c in self.audio), min(c.cosine for c in self.audio)
             lines["audio embeddings"] = f"relative error {error:.2g}, cosine {cosine:.5f} at worst"
-        error, divergence = max(c.relative_error for c in self.logits), max(c.divergence for c in self.logits)
-        lines["logits"] = f"relative error {error:.2g}, divergence {divergence:.2g} nats at worst"
+        error, farthest = max(c.relative_error for c in self.logits), max(c.divergence for c in self.logits)
+        lines["logits"] = f"relative error {error:.2g}, divergence {farthest:.2g} nats at worst"
         agreed, tokens = (sum(getattr(c, name) for c in self.logits) for name in ("greedy_agreement", "greedy_tokens"))
         lines["greedy tokens"] = f"{agreed} of {tokens} before the first difference"
         if self.speech:
@@ -155,8 +154,9 @@ def verify_package(
         logits=tuple(logits),
         speech=None if speech is None else _measure_speech(converted, reference, speech, progress),
     )
-    _write_beside(folder / REPORT_NAME, _report_text(report))
-    _write_beside(folder / REPORT_PAGE_NAME, render_page(json.loads(_report_text(report))))
+    content = asdict(report) | {"passed": report.passed}
+    replace_text(folder / REPORT_NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    replace_text(folder / REPORT_PAGE_NAME, render_page(content))
     return report
 
 
@@ -229,13 +229,3 @@ def _clips(manifest: Manifest) -> list[Float32Array]:
 
 def _relative_error(ours: Float32Array, theirs: Float32Array) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def _report_text(report: Report) -> str:
-    return json.dumps(asdict(report) | {"passed": report.passed}, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write_beside(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)

@@ -300,6 +300,11 @@ class Manifest:
         fits = (per_layer.rows, per_layer.columns) == (text.vocabulary_size, width) if per_layer else width == 0
         _require(fits, f"the per_layer_embeddings of {name} have another size than the text model")
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files together, without the manifest."""
+        return sum(record.size for record in self.files)
+
     def _referenced_files(self) -> list[str]:
         paths = [self.tokenizer_file, self.chat_template_file]
         for engine in self.engines.values():

@@ -32,7 +32,7 @@ class Package:
     @property
     def size(self) -> int:
         """Bytes of all files together, without the manifest."""
-        return sum(record.size for record in self.manifest.files)
+        return self.manifest.size
 
 
 def open_package(folder: str | os.PathLike[str], *, check_again: bool = False) -> Package:
@@ -78,6 +78,16 @@ def file_chunks(path: Path) -> Iterator[memoryview]:
             yield buffer[:count]
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file whole: whoever reads meanwhile finds the old one or the new one."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def _check_file(folder: Path, record: FileRecord, remembered: set[str]) -> str:
     """Check one file; returns the line under which it may be remembered."""
     path = folder / record.path
@@ -116,11 +126,6 @@ def _remember_files(lines: list[str], keep: int = 500) -> None:
         path = _memory_file()
         path.parent.mkdir(parents=True, exist_ok=True)
         others = sorted(_remembered_files().difference(lines))
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            beside.write_text(json.dumps([*lines, *others][:keep], indent=0), encoding="utf-8")
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+        replace_text(path, json.dumps([*lines, *others][:keep], indent=0))
     except (OSError, RuntimeError):
         pass

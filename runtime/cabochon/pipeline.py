@@ -17,7 +17,7 @@ from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import open_session
 from cabochon.errors import AudioError, CabochonError, RequestError
 from cabochon.log_mel import log_mel
-from cabochon.manifest import AudioModel
+from cabochon.manifest import AudioModel, Prompts
 from cabochon.package import Package, open_package
 from cabochon.prompt import (
     Message,
@@ -106,20 +106,20 @@ class Answer:
 class Translation(Answer):
     """An answer that holds a transcript and its translation."""
 
-    def __init__(self, answer: Answer, model: Model, target: str) -> None:
+    def __init__(self, answer: Answer, prompts: Prompts, target: str) -> None:
         super().__init__(answer, answer.statistics, answer.note)
-        self._model = model
+        self._prompts = prompts
         self._target = target
 
     @property
     def transcript(self) -> str:
         """What was said, so far."""
-        return split_translation(self.text, self._model.package.manifest.prompts, self._target)[0]
+        return split_translation(self.text, self._prompts, self._target)[0]
 
     @property
     def translation(self) -> str:
         """Its translation, so far."""
-        return split_translation(self.text, self._model.package.manifest.prompts, self._target)[1]
+        return split_translation(self.text, self._prompts, self._target)[1]
 
 
 class Model:
@@ -143,10 +143,11 @@ class Model:
 
     def translate(self, sound: SoundSource, *, source: str, target: str, max_tokens: int = 1024) -> Translation:
         """Transcript of a clip in its source language, then its translation into the target language."""
-        instruction = translation_instruction(self.package.manifest.prompts, source, target)
+        prompts = self.package.manifest.prompts
+        instruction = translation_instruction(prompts, source, target)
         message = Message("user", instruction, has_audio=True)
         answer = self._answer([message], self._hear(sound), GREEDY, max_tokens)
-        return Translation(answer, self, target)
+        return Translation(answer, prompts, target)
 
     def chat(
         self, messages: Sequence[Message], settings: SamplingSettings | None = None, max_tokens: int = 1024

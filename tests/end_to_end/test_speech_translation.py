@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import REPOSITORY, TINY
+from models.tiny.training.recognizer import Recognizer
 from refusals import refused
 
 import cabochon
+from cabochon.prompt import translation_instruction
+from cabochon_convert.processor import PROMPTS
 
 REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
 DEMO_FILES = [reference["file"] for reference in REFERENCES]
@@ -24,9 +27,10 @@ DEMO_FILES = [reference["file"] for reference in REFERENCES]
 @pytest.fixture(scope="session")
 def reference_answers() -> dict[str, str]:
     """What the checkpoint itself answers in transformers, by demo file."""
-    from reference_answers import translate_with_transformers
-
-    return translate_with_transformers(TINY, [TINY / "demo" / file for file in DEMO_FILES], "English", "German")
+    recognizer = Recognizer(TINY)
+    instruction = translation_instruction(PROMPTS, "English", "German")
+    sounds = {file: soundfile.read(TINY / "demo" / file, dtype="float32")[0] for file in DEMO_FILES}
+    return {file: recognizer.answers([sound], instruction)[0] for file, sound in sounds.items()}
 
 
 def test_every_recipe_gives_the_answers_of_the_checkpoint_on_the_demo_sounds(

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import REPOSITORY, TINY
+from conftest import TINY
+from models.tiny.training.phrasebook import split
+from models.tiny.training.prompts import AFTER_AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO, before_audio
+from models.tiny.training.tokenizer import train_tokenizer
 
 from cabochon.package import open_package
 from cabochon.prompt import Message, PromptWriter, translation_instruction
 from cabochon.tokenizer import Tokenizer
 from cabochon_convert.checkpoint import open_checkpoint
-
-sys.path.insert(0, str(REPOSITORY))
-
-from models.tiny.training.phrasebook import split
-from models.tiny.training.prompts import AFTER_AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO, before_audio
-from models.tiny.training.tokenizer import train_tokenizer
 
 CONTROL_TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", "<turn|>"]
 

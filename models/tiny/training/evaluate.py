@@ -22,18 +22,15 @@ from typing import Any, Final
 import jiwer
 import numpy as np
 import sacrebleu
-import torch
-import transformers
 
-from .batches import audio_token_count
-from .prompts import AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO, prompt, translation_answer
-from .speech import SAMPLE_RATE, TESTS, Condition, Float32Array, Utterance, distinct_utterances
+from .prompts import prompt, translation_answer
+from .recognizer import Recognizer
+from .speech import TESTS, Condition, Float32Array, Utterance, distinct_utterances
 
 _CHECKPOINT: Final = Path(__file__).resolve().parents[1]
 _SPOKEN: Final = "en"
 _TARGET: Final = "de"
 _BATCH_SIZE: Final = 16
-_LONGEST_ANSWER: Final = 64  # tokens; the longest right one has 36
 _MISTAKES_KEPT: Final = 5
 
 
@@ -51,40 +48,6 @@ class Figures:
     """The whole answer, transcription and translation."""
     mistakes: list[dict[str, str]]
     """The first few wrong answers."""
-
-
-class Recognizer:
-    """A checkpoint folder, run by transformers in float32 on the CPU."""
-
-    def __init__(self, folder: Path) -> None:
-        self._model: Any = transformers.Gemma4ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        self._model.eval()
-        self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
-        self._feature_extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-
-    def answers(self, waveforms: Sequence[Float32Array], instruction: str) -> list[str]:
-        """Greedy answers for a batch of clips, all with the same instruction before the audio."""
-        features = self._feature_extractor(list(waveforms), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        content = [{"type": "text", "text": instruction}, {"type": "audio"}]
-        chat: str = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        counts = [audio_token_count(int(frames)) for frames in features["input_features_mask"].sum(1)]
-        texts = [chat.replace(AUDIO, f"{BEGIN_OF_AUDIO}{AUDIO * count}{END_OF_AUDIO}") for count in counts]
-        tokens = self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            generated = self._model.generate(
-                input_ids=tokens["input_ids"],
-                attention_mask=tokens["attention_mask"],
-                input_features=features["input_features"],
-                input_features_mask=features["input_features_mask"],
-                do_sample=False,
-                max_new_tokens=_LONGEST_ANSWER,
-            )
-        decoded: list[str] = self._tokenizer.batch_decode(
-            generated[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        return decoded
 
 
 def as_stored(waveform: Float32Array) -> Float32Array:
