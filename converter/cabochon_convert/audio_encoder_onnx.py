@@ -18,8 +18,7 @@ from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
-from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearWriter, MatrixRows
-from cabochon_convert.recipes import Recipe
+from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows
 
 PREFIX = "model.audio_tower."
 # Norms of the conformer that the reference builds without the config's epsilon use its class's default.
@@ -41,13 +40,12 @@ def build_audio_encoder(
     config: AudioConfig,
     mel_bins: int,
     hidden_size: int,
-    recipe: Recipe,
+    settings: LinearSettings,
     path: Path,
-    accuracy_level: int = ACCURACY_LEVEL,
 ) -> BuiltAudioEncoder:
     """Write the encoder graph to `path` and its weights beside it; `hidden_size` is the decoder's."""
     with OnnxGraph(path) as graph:
-        writer = LinearWriter(graph, checkpoint, recipe, accuracy_level)
+        writer = LinearWriter(graph, checkpoint, settings)
         builder = _AudioEncoderBuilder(graph, writer, checkpoint, config)
         builder.build(mel_bins, hidden_size)
         return BuiltAudioEncoder(graph.finish(), writer.applied)

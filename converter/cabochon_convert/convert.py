@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import cabochon
+from cabochon.arrays import Float32Array
 from cabochon.manifest import (
     FORMAT_VERSION,
     TABLE_STORAGE_BITS,
@@ -30,7 +32,7 @@ from cabochon_convert.checkpoint import (
 from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import table_of_head, write_table
-from cabochon_convert.linear_onnx import ACCURACY_LEVEL
+from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
@@ -46,6 +48,7 @@ from cabochon_convert.processor import (
     unused_generation_settings,
 )
 from cabochon_convert.progress import Progress, Silence
+from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
 
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -64,6 +67,8 @@ class ConversionSettings:
     """Replace an existing package."""
     accuracy_level: int = ACCURACY_LEVEL
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
+    second_moments: Callable[[str], Float32Array] | None = None
+    """By tensor name, [inputs, inputs]: what a calibration found; needed by recipes with the algorithm "gptq"."""
 
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
@@ -154,10 +159,11 @@ def _build_engine(
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write the graphs and tables; returns what the manifest says about them."""
     text, recipe = config.text, settings.recipe
+    linear_settings = LinearSettings(recipe, settings.accuracy_level, settings.second_moments)
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING)
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
     context_length = settings.context_length_of(text)
-    decoder = build_decoder(checkpoint, text, recipe, context_length, folder / "decoder.onnx", settings.accuracy_level)
+    decoder = build_decoder(checkpoint, text, linear_settings, context_length, folder / "decoder.onnx")
     token_table = _token_table(checkpoint, config, recipe, decoder, folder)
     progress.start("per-layer embeddings", table_size, "B")
     per_layer_table = _per_layer_table(checkpoint, config, recipe, folder)
@@ -165,13 +171,12 @@ def _build_engine(
     if config.audio is not None and frontend is not None:
         progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
         path, mel_bins = folder / "audio_encoder.onnx", frontend.log_mel.mel_bins
-        encoder = build_audio_encoder(
-            checkpoint, config.audio, mel_bins, text.hidden_size, recipe, path, settings.accuracy_level
-        )
+        encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, linear_settings, path)
     applied = decoder.applied | (encoder.applied if encoder else {})
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
-        bits = TABLE_STORAGE_BITS[table.storage]
-        applied.setdefault(tensor, AppliedPrecision(tensor=tensor, bits=bits, block_size=table.block_size))
+        precision = recipe.precision(tensor)
+        stored = precision if precision.is_integer else Precision(TABLE_STORAGE_BITS[table.storage])
+        applied.setdefault(tensor, apply_precision(tensor, stored))
     engine = Engine(
         decoder=decoder.graph,
         caches=decoder.caches,

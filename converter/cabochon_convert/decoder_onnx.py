@@ -24,8 +24,8 @@ from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import LayerConfig, TextConfig
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearWriter, MatrixRows, StoredMatrix
-from cabochon_convert.recipes import EMBEDDING, HEAD, Recipe
+from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows, StoredMatrix
+from cabochon_convert.recipes import EMBEDDING, HEAD
 
 PREFIX = "model.language_model."
 # Slice's way to say "to the end".
@@ -45,14 +45,13 @@ class BuiltDecoder:
 def build_decoder(
     checkpoint: Checkpoint,
     config: TextConfig,
-    recipe: Recipe,
+    settings: LinearSettings,
     context_length: int,
     path: Path,
-    accuracy_level: int = ACCURACY_LEVEL,
 ) -> BuiltDecoder:
     """Write the decoder graph to `path` and its weights beside it, one matrix in memory at a time."""
     with OnnxGraph(path) as graph:
-        writer = LinearWriter(graph, checkpoint, recipe, accuracy_level)
+        writer = LinearWriter(graph, checkpoint, settings)
         builder = _DecoderBuilder(graph, writer, checkpoint, config, context_length)
         caches, head = builder.build()
         return BuiltDecoder(graph.finish(), caches, head, writer.applied)

@@ -33,6 +33,8 @@ def write_table(
     """
     rows, columns = shape
     if precision.is_integer:
+        if not precision.symmetric or precision.bits < 4:
+            raise ValueError(f"embedding tables hold symmetric integers of 4 or 8 bits, not {precision}")
         parts = _quantized_rows(checkpoint, tensor, shape, precision)
         storage, value_bytes = f"int{precision.bits}", columns * precision.bits // 8
     elif precision.bits == 16:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.manifest import AppliedPrecision, RowRegion
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.quantize import Precision, quantize_matrix
-from cabochon_convert.recipes import Recipe
+from cabochon_convert.recipes import FLOAT, Recipe
 
 # 4 lets MLAS round activations to int8 per block and multiply integers; without it an int8 weight is unpacked to float
 # at every step, which is twenty times slower. https://onnxruntime.ai/docs (MatMulNBits, accuracy_level)
@@ -43,14 +44,35 @@ class StoredMatrix:
     scales: RowRegion | None
 
 
+@dataclass(frozen=True, slots=True)
+class LinearSettings:
+    """How linear layers are written."""
+
+    recipe: Recipe
+    accuracy_level: int = ACCURACY_LEVEL
+    """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
+    second_moments: Callable[[str], Float32Array] | None = None
+    """By tensor name, [inputs, inputs]: the mean of input times input transposed on calibration data."""
+
+
+def apply_precision(tensor: str, precision: Precision) -> AppliedPrecision:
+    """What the manifest says about a tensor that was stored so."""
+    return AppliedPrecision(
+        tensor=tensor,
+        bits=precision.bits,
+        block_size=precision.block_size,
+        symmetric=precision.symmetric,
+        algorithm=precision.algorithm,
+    )
+
+
 class LinearWriter:
     """Adds linear layers to a graph and keeps account of the precisions that were applied."""
 
-    def __init__(self, graph: OnnxGraph, checkpoint: Checkpoint, recipe: Recipe, accuracy_level: int) -> None:
+    def __init__(self, graph: OnnxGraph, checkpoint: Checkpoint, settings: LinearSettings) -> None:
         self._graph = graph
         self._checkpoint = checkpoint
-        self._recipe = recipe
-        self._accuracy_level = accuracy_level
+        self._settings = settings
         self.applied: dict[str, AppliedPrecision] = {}
 
     def linear(self, x: str, matrix: MatrixRows, output: str) -> str:
@@ -64,7 +86,7 @@ class LinearWriter:
 
     def fused(self, x: str, matrices: Sequence[MatrixRows], outputs: Sequence[str]) -> list[str]:
         """Several linear layers of one input: one multiplication and a split where their precisions agree."""
-        if len({self._recipe.precision(matrix.tensor) for matrix in matrices}) > 1:
+        if len({self._settings.recipe.precision(matrix.tensor) for matrix in matrices}) > 1:
             return [self.linear(x, matrix, output) for matrix, output in zip(matrices, outputs, strict=True)]
         together = outputs[0] + ".fused"
         self._linear(x, matrices, together)
@@ -83,12 +105,11 @@ class LinearWriter:
         return self._graph.node("SimplifiedLayerNormalization", [x, weight], output, attributes)
 
     def _linear(self, x: str, matrices: Sequence[MatrixRows], output: str) -> StoredMatrix:
-        precision = self._recipe.precision(matrices[0].tensor)
+        precision = self._settings.recipe.precision(matrices[0].tensor)
         is_whole = len(matrices) == 1 and len(matrices[0].rows) == matrices[0].shape[0]
         name = matrices[0].tensor if is_whole else output + ".weight"
         for matrix in matrices:
-            bits, block = (precision.bits, precision.block_size) if precision.is_integer else (32, 0)
-            self.applied[matrix.tensor] = AppliedPrecision(tensor=matrix.tensor, bits=bits, block_size=block)
+            self.applied[matrix.tensor] = apply_precision(matrix.tensor, precision if precision.is_integer else FLOAT)
         if precision.is_integer:
             return self._quantized(x, matrices, precision, name, output)
         return self._floating(x, matrices, name, output)
@@ -105,25 +126,42 @@ class LinearWriter:
         outputs, inputs = sum(len(matrix.rows) for matrix in matrices), matrices[0].shape[1]
         blocks = -(-inputs // precision.block_size)
         scales: list[np.ndarray] = []
+        zero_points: list[np.ndarray] = []
 
         def values() -> Iterator[np.ndarray]:
-            for part in self._parts(matrices):
-                quantized = quantize_matrix(part, precision)
-                scales.append(quantized.scales)
-                yield quantized.values
+            for matrix in matrices:
+                moments = self._moments(matrix.tensor, precision)
+                for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
+                    quantized = quantize_matrix(part, precision, moments)
+                    scales.append(quantized.scales)
+                    if quantized.zero_points is not None:
+                        zero_points.append(quantized.zero_points)
+                    yield quantized.values
 
         shape = (outputs, blocks, precision.block_size * precision.bits // 8)
         values_region = self._graph.stream_weight(name + ".values", np.dtype(np.uint8), shape, values())
         scales_region = self._graph.stream_weight(name + ".scales", np.dtype(np.float32), (outputs, blocks), scales)
+        inputs_of_node = [x, name + ".values", name + ".scales"]
+        if zero_points:
+            zero_shape = (outputs, zero_points[0].shape[1])
+            self._graph.stream_weight(name + ".zero_points", np.dtype(np.uint8), zero_shape, zero_points)
+            inputs_of_node.append(name + ".zero_points")
         attributes = {
             "K": inputs,
             "N": outputs,
             "bits": precision.bits,
             "block_size": precision.block_size,
-            "accuracy_level": self._accuracy_level,
+            "accuracy_level": self._settings.accuracy_level,
         }
-        self._graph.node("MatMulNBits", [x, name + ".values", name + ".scales"], output, attributes, MICROSOFT)
+        self._graph.node("MatMulNBits", inputs_of_node, output, attributes, MICROSOFT)
         return StoredMatrix(precision, values_region, scales_region)
+
+    def _moments(self, tensor: str, precision: Precision) -> Float32Array | None:
+        if precision.algorithm != "gptq":
+            return None
+        if self._settings.second_moments is None:
+            raise ValueError(f"the recipe calibrates {tensor}, and there is no calibration")
+        return self._settings.second_moments(tensor)
 
     def _parts(self, matrices: Sequence[MatrixRows]) -> Iterator[np.ndarray]:
         for matrix in matrices:

@@ -70,9 +70,13 @@ class AppliedPrecision:
     tensor: str
     """Name in the checkpoint."""
     bits: int
-    """4 or 8 for block-wise integers, 16 or 32 for floating point."""
+    """2, 4 or 8 for block-wise integers, 16 or 32 for floating point."""
     block_size: int
     """Consecutive inputs that share one scale; 0 for floating point."""
+    symmetric: bool
+    """Whether all blocks put zero on the same integer; true for floating point."""
+    algorithm: str
+    """How the integers were chosen: "nearest" (also for floating point), "mse" or "gptq"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,14 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 AppliedRecipe,
                 name=TEXTS,
                 precisions=st.lists(
-                    st.builds(AppliedPrecision, tensor=TEXTS, bits=st.sampled_from([4, 8, 32]), block_size=SIZES)
+                    st.builds(
+                        AppliedPrecision,
+                        tensor=TEXTS,
+                        bits=st.sampled_from([2, 4, 8, 32]),
+                        block_size=SIZES,
+                        symmetric=st.booleans(),
+                        algorithm=st.sampled_from(["nearest", "mse", "gptq"]),
+                    )
                 ).map(tuple),
             )
         ),
