@@ -17,7 +17,7 @@ from cabochon.languages import language_name
 from cabochon_convert.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from cabochon_convert.verify import SpeechData
+    from cabochon_convert.evaluation_data import EvaluationData
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with errors_in_one_sentence("cabochon-convert") as outcome:
         if words[:1] == ["verify"]:
             parsed = _verify_parser().parse_args(words[1:])
-            outcome.status = _verify(parsed, _speech_data(parsed))
+            outcome.status = _verify(parsed.packages, parsed.checkpoint, _evaluation_data(parsed))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cabochon-convert",
         description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
-        epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares a package that exists already.",
+        epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     parser.add_argument("checkpoint", type=Path, help="Hugging Face folder with config.json and safetensors")
@@ -54,26 +54,31 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare with transformers and write report.json and report.html into the package",
     )
-    _add_speech(parser)
+    _add_data(parser)
     return parser
 
 
 def _verify_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cabochon-convert verify",
-        description="Compare a package with its checkpoint and write report.json and report.html into the package.",
+        description="Compare packages with their checkpoint and write report.json and report.html into each package.",
     )
-    parser.add_argument("output", type=Path, metavar="package", help="folder that cabochon-convert wrote")
     parser.add_argument(
-        "--reference", type=Path, required=True, dest="checkpoint", help="the checkpoint that it came from"
+        "packages", type=Path, nargs="+", metavar="package", help="folder that cabochon-convert wrote"
     )
-    _add_speech(parser)
+    parser.add_argument(
+        "--reference", type=Path, required=True, dest="checkpoint", help="the checkpoint that they came from"
+    )
+    _add_data(parser)
     return parser
 
 
-def _add_speech(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", type=Path, help="verify on speech too: a folder of sounds, each with a .txt of what is said"
+        "--data",
+        type=Path,
+        help="verify on speech and prompts of your own: a folder of NAME.wav with NAME.txt (what is said), "
+        "NAME.de.txt (what it means in German) and prompts.txt",
     )
     parser.add_argument("--language", default="English", help="spoken in --data (default: %(default)s)")
 
@@ -85,10 +90,10 @@ def _convert(arguments: argparse.Namespace) -> int:
         raise missing_dependency(str(error.name), "convert") from None
     if arguments.context_length is not None and arguments.context_length < 1:
         raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
-    speech = None
+    data = None
     if arguments.verify:
         _refuse_unverifiable(arguments)
-        speech = _speech_data(arguments)
+        data = _evaluation_data(arguments)
     settings = ConversionSettings(
         recipe=RECIPES[arguments.recipe],
         context_length=arguments.context_length,
@@ -104,38 +109,38 @@ def _convert(arguments: argparse.Namespace) -> int:
     print(
         f"{conversion.folder}: {conversion.manifest.size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s"
     )
-    return _verify(arguments, speech) if arguments.verify else 0
+    return _verify([arguments.output], arguments.checkpoint, data) if arguments.verify else 0
 
 
 def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
     """Say before the conversion what would keep its result from being verified."""
-    from cabochon_convert.reference import refuse_too_large
     from cabochon_convert.verify import refuse_short_context
 
-    refuse_too_large(arguments.checkpoint)
     if arguments.context_length is not None:
         refuse_short_context(arguments.context_length)
 
 
-def _verify(arguments: argparse.Namespace, speech: SpeechData | None) -> int:
+def _verify(packages: Sequence[Path], checkpoint: Path, data: EvaluationData | None) -> int:
     from cabochon_convert.package import REPORT_PAGE_NAME
-    from cabochon_convert.verify import verify_package
+    from cabochon_convert.verify import verify_packages
 
     with ProgressBars() as progress:
-        report = verify_package(arguments.output, arguments.checkpoint, progress, speech)
-    for name, value in report.summary().items():
-        print(f"{name}: {value}")
-    print(f"report: {arguments.output / REPORT_PAGE_NAME}")
-    return 0 if report.passed else 1
+        reports = verify_packages(packages, checkpoint, progress, data)
+    for package, report in zip(packages, reports, strict=True):
+        if len(packages) > 1:
+            print(f"{package}, recipe {report.recipe}, {report.size / 1e6:.1f} MB")
+        for name, value in report.summary().items():
+            print(f"{name}: {value}")
+        print(f"report: {package / REPORT_PAGE_NAME}")
+    return 0 if all(report.passed for report in reports) else 1
 
 
-def _speech_data(arguments: argparse.Namespace) -> SpeechData | None:
+def _evaluation_data(arguments: argparse.Namespace) -> EvaluationData | None:
     if arguments.data is None:
         return None
-    from cabochon_convert.fidelity import read_examples
-    from cabochon_convert.verify import SpeechData
+    from cabochon_convert.evaluation_data import read_evaluation_data
 
-    return SpeechData(read_examples(arguments.data), language_name(arguments.language))
+    return read_evaluation_data(arguments.data, language_name(arguments.language))
 
 
 class ProgressBars:

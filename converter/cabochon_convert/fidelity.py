@@ -1,52 +1,40 @@
-"""What rounding did to transcripts: the package and its checkpoint on the same speech, told apart token by token."""
+"""What rounding did to answers: package and checkpoint on the same questions, told apart token by token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.errors import AudioError, missing_dependency
-from cabochon.log_mel import log_mel
-from cabochon.manifest import AudioModel
-from cabochon.wav import read_sound
+from cabochon.errors import missing_dependency
+from cabochon.manifest import Prompts
 from cabochon_convert.converted import ConvertedModel
-from cabochon_convert.reference import ReferenceModel
-
-SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
-LONGEST_TRANSCRIPT = 256
-"""Tokens; 30 s of fast speech stay below."""
+from cabochon_convert.questions import Prompt, Task
+from cabochon_convert.reference_record import AnswerRecord, LogitStore
 
 
 @dataclass(frozen=True, slots=True)
-class SpokenExample:
-    """A sound file and what is said in it."""
+class AnswerFidelity:
+    """One answer. Its predictions are compared along the true answer, or else along the checkpoint's own."""
 
-    sound: Path
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleFidelity:
-    """One example."""
-
-    sound: str
-    text: str
+    name: str
+    """Of the sound file; a typed prompt itself."""
+    text: str | None
+    """The true answer; None where nobody gave one."""
     reference_answer: str
-    """The checkpoint's greedy transcript."""
+    """The checkpoint's greedy answer."""
     answer: str
-    """The package's greedy transcript."""
+    """The package's greedy answer."""
     divergence: float
-    """Mean Kullback-Leibler divergence from the checkpoint's next-token distribution over the true text, in nats."""
+    """Mean Kullback-Leibler divergence from the checkpoint's next-token distribution, in nats."""
     same_top_token: float
-    """Share of positions in the true text where both prefer the same token."""
+    """Share of positions where both prefer the same token."""
     reference_perplexity: float
-    """Of the true text under the checkpoint."""
+    """Of the compared tokens under the checkpoint."""
     perplexity: float
-    """Of the true text under the package."""
+    """Of the compared tokens under the package."""
     tokens: int
     """Of the checkpoint's answer."""
     agreeing_tokens: int
@@ -54,69 +42,73 @@ class ExampleFidelity:
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechFidelity:
-    """All examples, and their summary; rates in percent."""
+class Rates:
+    """Over all answers that have a true one, in percent, strict about case and punctuation."""
 
-    language: str
-    examples: tuple[ExampleFidelity, ...]
     reference_word_error_rate: float
     word_error_rate: float
+    """By jiwer; of a translation, that of the transcript before it."""
     reference_chrf: float
     chrf: float
-
-    @property
-    def divergence(self) -> float:
-        """Mean over the examples, in nats."""
-        return float(np.mean([example.divergence for example in self.examples]))
-
-    @property
-    def same_top_token(self) -> float:
-        """Mean share over the examples."""
-        return float(np.mean([example.same_top_token for example in self.examples]))
-
-    @property
-    def same_answers(self) -> int:
-        """Examples that package and checkpoint transcribe alike."""
-        return sum(example.answer == example.reference_answer for example in self.examples)
+    """By sacrebleu; of a translation, that of the translated line."""
 
 
-def read_examples(folder: Path) -> tuple[SpokenExample, ...]:
-    """Pairs of a sound file and a text file of the same name: `hello.wav` and `hello.txt`, in name order.
+@dataclass(frozen=True, slots=True)
+class TaskFidelity:
+    """All answers of one task, and their summary."""
 
-    Raises:
-        AudioError: there is no pair, or a text is missing or empty.
-    """
-    if not folder.is_dir():
-        raise AudioError(f"{folder} is not a folder: expected sound files with a .txt of the same name beside each.")
-    sounds = sorted(path for path in folder.iterdir() if path.suffix.lower() in SOUND_ENDINGS)
-    if not sounds:
-        raise AudioError(f"{folder} has no sound files: expected {', '.join(SOUND_ENDINGS)}.")
-    return tuple(SpokenExample(sound, _read_text(sound.with_suffix(".txt"))) for sound in sounds)
-
-
-def measure_speech(
-    converted: ConvertedModel, reference: ReferenceModel, examples: Sequence[SpokenExample], language: str
-) -> Iterator[ExampleFidelity]:
-    """Compare both on each example, one after the other."""
-    manifest = converted.manifest
-    if manifest.audio is None:
-        raise AudioError("the package has no audio encoder, so there is no speech to compare.")
-    for example in examples:
-        yield _measure_example(converted, reference, example, manifest.audio, language)
+    title: str
+    answers: tuple[AnswerFidelity, ...]
+    divergence: float
+    """Mean over the answers, in nats."""
+    same_top_token: float
+    """Mean share over the answers."""
+    agreeing_tokens: float
+    """Share of the checkpoint's tokens that stand before the first difference."""
+    reference_perplexity: float
+    """Geometric mean over the answers."""
+    perplexity: float
+    same_answers: int
+    """Answers that are the checkpoint's to the letter."""
+    rates: Rates | None
+    """None where no true answer is known."""
 
 
-def summarize(examples: Sequence[ExampleFidelity], language: str) -> SpeechFidelity:
-    """Word error rates by jiwer and chrF by sacrebleu, both strict about case and punctuation."""
-    try:
-        import jiwer
-        import sacrebleu
-    except ImportError as error:
-        raise missing_dependency(str(error.name), "verify") from None
-    texts = [example.text for example in examples]
-    answers = [[example.reference_answer for example in examples], [example.answer for example in examples]]
-    reference_rate, rate = (100 * float(jiwer.wer(texts, given)) for given in answers)
-    reference_chrf, chrf = (float(sacrebleu.corpus_chrf(given, [texts]).score) for given in answers)
-    return SpeechFidelity(language, tuple(examples), reference_rate, rate, reference_chrf, chrf)
+def compare_answer(converted: ConvertedModel, record: AnswerRecord, store: LogitStore) -> AnswerFidelity:
+    """Ask the package what the checkpoint was asked."""
+    question, tokens = record.question, list(record.scored)
+    prompt = Prompt((*question.prompt.tokens, *tokens[:-1]), question.prompt.log_mel)
+    # Of a vocabulary of 262144 the logarithms are worth computing once.
+    ours, theirs = log_softmax(converted.logits(prompt, len(tokens))), log_softmax(store.get(record.logits))
+    found = converted.greedy(question.prompt, question.max_tokens, converted.manifest.sampling.stop_tokens)
+    return AnswerFidelity(
+        name=question.name,
+        text=question.text,
+        reference_answer=converted.tokenizer.decode(record.greedy).strip(),
+        answer=converted.tokenizer.decode(found).strip(),
+        divergence=_mean_divergence(ours, theirs),
+        same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
+        reference_perplexity=_perplexity(theirs, tokens),
+        perplexity=_perplexity(ours, tokens),
+        tokens=len(record.greedy),
+        agreeing_tokens=agreement(found, record.greedy),
+    )
+
+
+def summarize(task: Task, answers: Sequence[AnswerFidelity], prompts: Prompts) -> TaskFidelity:
+    """The figures of one task."""
+    tokens = sum(answer.tokens for answer in answers)
+    return TaskFidelity(
+        title=task.title,
+        answers=tuple(answers),
+        divergence=float(np.mean([answer.divergence for answer in answers])),
+        same_top_token=float(np.mean([answer.same_top_token for answer in answers])),
+        agreeing_tokens=sum(answer.agreeing_tokens for answer in answers) / tokens if tokens else 1.0,
+        reference_perplexity=_geometric_mean([answer.reference_perplexity for answer in answers]),
+        perplexity=_geometric_mean([answer.perplexity for answer in answers]),
+        same_answers=sum(answer.answer == answer.reference_answer for answer in answers),
+        rates=_rates(task, [answer for answer in answers if answer.text is not None], prompts),
+    )
 
 
 def log_softmax(logits: Float32Array) -> np.ndarray:
@@ -137,34 +129,24 @@ def agreement(found: Sequence[int], expected: Sequence[int]) -> int:
     return next(different, min(len(found), len(expected)))
 
 
-def _measure_example(
-    converted: ConvertedModel, reference: ReferenceModel, example: SpokenExample, audio: AudioModel, language: str
-) -> ExampleFidelity:
-    clip = read_sound(example.sound, audio.log_mel.sample_rate, audio.max_samples)
-    features = log_mel(clip.waveform, audio.log_mel)
-    if len(features) == 0:
-        raise AudioError(f"{example.sound} is too short to hold speech.")
-    prompt = converted.transcription_prompt(audio.token_count(len(features)), language)
-    text = converted.tokenizer.encode(example.text)
-    # Position i predicts token i + 1, so the text is predicted from the prompt's last position on.
-    scored = slice(len(prompt) - 1, len(prompt) - 1 + len(text))
-    # Of a vocabulary of 262144 the logarithms are worth computing once.
-    ours, theirs = (log_softmax(model.logits([*prompt, *text], features)[scored]) for model in (converted, reference))
-    stop_tokens, suppress = converted.manifest.sampling.stop_tokens, converted.manifest.sampling.suppress_tokens
-    found = converted.greedy(prompt, features, LONGEST_TRANSCRIPT, stop_tokens)
-    expected = reference.greedy(prompt, features, suppress, LONGEST_TRANSCRIPT, stop_tokens)
-    return ExampleFidelity(
-        sound=example.sound.name,
-        text=example.text,
-        reference_answer=converted.tokenizer.decode(expected).strip(),
-        answer=converted.tokenizer.decode(found).strip(),
-        divergence=_mean_divergence(ours, theirs),
-        same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),
-        reference_perplexity=_perplexity(theirs, text),
-        perplexity=_perplexity(ours, text),
-        tokens=len(expected),
-        agreeing_tokens=agreement(found, expected),
+def _rates(task: Task, answers: Sequence[AnswerFidelity], prompts: Prompts) -> Rates | None:
+    if not answers:
+        return None
+    try:
+        import jiwer
+        import sacrebleu
+    except ImportError as error:
+        raise missing_dependency(str(error.name), "verify") from None
+    true, expected, found = (
+        [task.parts(text or "", prompts) for text in texts]
+        for texts in zip(*((a.text, a.reference_answer, a.answer) for a in answers), strict=True)
     )
+    words, characters = ([part[index] for part in true] for index in (0, 1))
+    reference_rate, rate = (100 * float(jiwer.wer(words, [part[0] for part in given])) for given in (expected, found))
+    reference_chrf, chrf = (
+        float(sacrebleu.corpus_chrf([part[1] for part in given], [characters]).score) for given in (expected, found)
+    )
+    return Rates(reference_rate, rate, reference_chrf, chrf)
 
 
 def _mean_divergence(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -177,13 +159,5 @@ def _perplexity(log_probabilities: np.ndarray, tokens: Sequence[int]) -> float:
     return float(np.exp(-log_probabilities[np.arange(len(tokens)), list(tokens)].mean()))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        text = " ".join(path.read_text(encoding="utf-8").split())
-    except FileNotFoundError:
-        raise AudioError(f"{path} is missing: every sound needs a text file with what is said in it.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise AudioError(f"{path} is not readable text ({error}).") from None
-    if not text:
-        raise AudioError(f"{path} is empty: expected what is said in the sound of the same name.")
-    return text
+def _geometric_mean(values: Sequence[float]) -> float:
+    return float(np.exp(np.mean(np.log(values))))

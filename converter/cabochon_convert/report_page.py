@@ -3,111 +3,197 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from cabochon_convert.report_answers import ANSWERS_STYLE, answers_section
+from cabochon_convert.report_plots import STYLE, Axis, Bar, Point, bar_chart, figure, line_plot, point_plot
+
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
-.verdict { display: inline-block; padding: .2rem .7rem; border-radius: .3rem; background: #e7f3ea; color: #1c6b34 }
-.verdict.failed { background: #fbe9e7; color: #a5281b }
-svg text { font: 13px system-ui, sans-serif; fill: #222 } .bar { fill: #3b6fb6 } .bar.second { fill: #b9cbe4 }
-table { border-collapse: collapse; width: 100% } td, th { text-align: left; padding: .3rem .6rem; vertical-align: top }
-tr { border-bottom: 1px solid #ddd } td.number { text-align: right; font-variant-numeric: tabular-nums }
-del { color: #a5281b }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1d2330; --quiet: #626b7c; --line: #dfe3ea; --card: #f5f7fa;
+  --accent: #2f6fc4; --pale: #b7cdeb; --good: #1c6b34; --good-paper: #e3f3e7; --bad: #a5281b; --bad-paper: #fbe6e3 }
+@media (prefers-color-scheme: dark) { :root { --paper: #14171d; --ink: #e5e9f0; --quiet: #98a2b3; --line: #323945;
+  --card: #1d222b; --accent: #6ea8f2; --pale: #34527c; --good: #84d69b; --good-paper: #17321f; --bad: #ff9d8f;
+  --bad-paper: #43201c } }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
+  margin: 0 auto; padding: 1.5rem 1rem 3rem }
+header p { margin: 0; color: var(--quiet); overflow-wrap: anywhere }
+h1 { font-size: clamp(1.4rem, 4vw, 2.1rem); line-height: 1.2; margin: .5rem 0 } h2 { font-size: 1.25rem; margin: 2.5rem 0 1rem }
+header .verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; background: var(--good-paper);
+  color: var(--good); font-weight: 600 }
+header .verdict.failed { background: var(--bad-paper); color: var(--bad) }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin-top: 1.5rem }
+.tiles div { background: var(--card); border-radius: .6rem; padding: .8rem 1rem }
+.tiles b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums }
+.tiles span, .tiles small { display: block; color: var(--quiet) } .tiles small { font-size: .85rem }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
+.plots figure { background: var(--card); border-radius: .6rem; padding: 1rem }
+.scrolls { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .95rem }
+td, th { text-align: left; padding: .4rem .7rem; vertical-align: top; border-bottom: 1px solid var(--line) }
+th { color: var(--quiet); font-weight: 600; white-space: nowrap }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+td small { color: var(--quiet) }
 """
-_BAR_HEIGHT = 22
-_LABEL_WIDTH = 230
-_CHART_WIDTH = 560
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar of a chart."""
-
-    label: str
-    value: float
-    text: str
-    """What stands behind the bar."""
-    is_second: bool = False
-    """Drawn paler: the value that the one before is compared with."""
 
 
 def render_page(report: dict[str, Any]) -> str:
     """The page for the content of a report.json."""
-    passed, limited = report["passed"], report["tolerance"] is not None
-    verdict = ("passed" if passed else "failed") if limited else "measured (a rounding recipe has no limit)"
     title = f"{report['package']}, recipe {report['recipe']}"
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p><span class="verdict{"" if passed else " failed"}">{verdict}</span> '
-        f"{report['size'] / 1e6:,.1f} MB on the engine {html.escape(report['engine'])}, "
-        "compared with transformers in float32.</p>",
-        *_speech_parts(report["speech"]),
-        "<h2>Audio embeddings: relative error by length of the clip</h2>",
-        _chart([_error_bar(f"{row['seconds']:.1f} s, {row['tokens']} tokens", row) for row in report["audio"]]),
-        "<h2>Logits: relative error by prompt</h2>",
-        _chart([_error_bar(row["prompt"], row) for row in report["logits"]]),
-        "<h2>Logits: divergence from the checkpoint, in nats</h2>",
-        _chart([Bar(row["prompt"], row["divergence"], f"{row['divergence']:.2g}") for row in report["logits"]]),
+        *_header(report, title),
+        *_tiles(report),
+        *_tasks(report["tasks"]),
+        "<h2>Size and quality</h2>",
+        f'<div class="plots">{"".join(_comparison(report))}</div>',
+        "<h2>Where the error comes from</h2>",
+        f'<div class="plots">{"".join(_errors(report))}</div>',
+        *answers_section(report["tasks"]),
     ]
     return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n<title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n" + "\n".join(parts) + "\n</html>\n"
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}{STYLE}{ANSWERS_STYLE}</style>\n</head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body>\n</html>\n"
     )
 
 
-def _speech_parts(speech: dict[str, Any] | None) -> list[str]:
-    if speech is None:
-        return []
-    rates = [
-        Bar("word error rate, package", speech["word_error_rate"], f"{speech['word_error_rate']:.2f} %"),
-        Bar(
-            "word error rate, checkpoint",
-            speech["reference_word_error_rate"],
-            f"{speech['reference_word_error_rate']:.2f} %",
-            is_second=True,
-        ),
-    ]
-    rows = "\n".join(_example_row(example) for example in speech["examples"])
+def _header(report: dict[str, Any], title: str) -> list[str]:
+    answers = [answer for task in report["tasks"] for answer in task["answers"]]
+    same = sum(task["same_answers"] for task in report["tasks"])
+    passed, limited = report["passed"], report["tolerance"] is not None
+    badge = ("passed" if passed else "failed") if limited else "measured: a rounding recipe has no limit"
+    if same == len(answers):
+        headline = f"All {len(answers)} answers are the checkpoint's, to the letter"
+    else:
+        headline = f"{same} of {len(answers)} answers are the checkpoint's, to the letter"
     return [
-        f"<h2>Speech in {html.escape(speech['language'])}: {len(speech['examples'])} examples</h2>",
-        _chart(rates),
-        "<h2>What was said and what was written</h2>",
-        "<table><tr><th>sound<th>said<th>checkpoint<th>package<th>divergence<th>perplexity, package / checkpoint</tr>"
-        f"{rows}</table>",
+        f'<header><p><span class="verdict{"" if passed else " failed"}">{badge}</span></p>',
+        f"<h1>{headline}</h1>",
+        f"<p>{html.escape(title)}, on the engine {html.escape(report['engine'])}, "
+        "beside transformers in float32.</p></header>",
     ]
 
 
-def _example_row(example: dict[str, Any]) -> str:
-    def answer(text: str) -> str:
-        escaped = html.escape(text)
-        return escaped if text == example["text"] else f"<del>{escaped}</del>"
+def _tiles(report: dict[str, Any]) -> list[str]:
+    reference, own = report["compared"][0], _own_figures(report)
+    share = report["size"] / reference["size"]
+    tiles = [
+        (_size(report["size"]), "size", f"{share:.0%} of the checkpoint"),
+        (f"{own['same_top_token']:.2%}", "same next token", "as the checkpoint prefers"),
+        (f"{own['divergence']:.2g}", "divergence in nats", "of next-token distributions"),
+    ]
+    if own["word_error_rate"] is not None:
+        rate, chrf = (own[key] - reference[key] for key in ("word_error_rate", "chrf"))
+        tiles += [
+            (f"{own['word_error_rate']:.2f} %", "word error rate", f"{rate:+.2f} against the checkpoint"),
+            (f"{own['chrf']:.1f}", "chrF", f"{chrf:+.1f} against the checkpoint"),
+        ]
+    cells = [f"<div><span>{label}</span><b>{value}</b><small>{note}</small></div>" for value, label, note in tiles]
+    return [f'<div class="tiles">{"".join(cells)}</div>']
 
-    return (
-        f"<tr><td>{html.escape(example['sound'])}<td>{html.escape(example['text'])}"
-        f"<td>{answer(example['reference_answer'])}<td>{answer(example['answer'])}"
-        f'<td class="number">{example["divergence"]:.2g}'
-        f'<td class="number">{example["perplexity"]:.2f} / {example["reference_perplexity"]:.2f}</tr>'
-    )
+
+def _own_figures(report: dict[str, Any]) -> dict[str, Any]:
+    """The row of `compared` that is about this package."""
+    rows: list[dict[str, Any]] = report["compared"][1:]
+    own = (row for row in rows if (row["recipe"], row["size"]) == (report["recipe"], report["size"]))
+    return next(own, rows[0])
 
 
-def _error_bar(label: str, row: dict[str, Any]) -> Bar:
-    return Bar(label, row["relative_error"], f"{row['relative_error']:.2g}")
-
-
-def _chart(bars: Sequence[Bar]) -> str:
-    """Horizontal bars on a scale from 0 to the largest value."""
-    largest = max((bar.value for bar in bars), default=0.0) or 1.0
+def _tasks(tasks: list[dict[str, Any]]) -> list[str]:
+    heads = ("same answers", "same next token", "tokens before the first difference", "divergence", "perplexity",
+             "word error rate", "chrF")  # fmt: skip
     rows = []
-    for index, bar in enumerate(bars):
-        top, width = index * _BAR_HEIGHT, max(1.0, bar.value / largest * _CHART_WIDTH)
-        kind = "bar second" if bar.is_second else "bar"
-        rows.append(
-            f'<text x="{_LABEL_WIDTH - 8}" y="{top + 16}" text-anchor="end">{html.escape(bar.label)}</text>'
-            f'<rect class="{kind}" x="{_LABEL_WIDTH}" y="{top + 3}" width="{width:.1f}" height="{_BAR_HEIGHT - 6}"/>'
-            f'<text x="{_LABEL_WIDTH + width + 6:.1f}" y="{top + 16}">{html.escape(bar.text)}</text>'
-        )
-    width, height = _LABEL_WIDTH + _CHART_WIDTH + 90, len(bars) * _BAR_HEIGHT
-    return f'<svg viewBox="0 0 {width} {height}" width="100%" role="img">{"".join(rows)}</svg>'
+    for task in tasks:
+        rates = task["rates"]
+        cells = [
+            f"{task['same_answers']} of {len(task['answers'])}",
+            f"{task['same_top_token']:.1%}",
+            f"{task['agreeing_tokens']:.1%}",
+            f"{task['divergence']:.2g}",
+            _beside(f"{task['perplexity']:.2f}", f"{task['reference_perplexity']:.2f}"),
+            "" if rates is None else _change(rates, "word_error_rate", " %"),
+            "" if rates is None else _change(rates, "chrf", ""),
+        ]
+        numbers = "".join(f'<td class="number">{cell}' for cell in cells)
+        rows.append(f"<tr><td>{html.escape(task['title'])}{numbers}</tr>")
+    head = "".join(f'<th class="number">{name}' for name in heads)
+    return [
+        "<h2>By task</h2>",
+        f'<div class="scrolls"><table data-table="tasks"><tr><th>task{head}</tr>{"".join(rows)}</table></div>',
+        "<p><small>Of pairs, the second is the checkpoint's. Next tokens are compared along the true answer, or the "
+        "checkpoint's own where none is known.</small></p>",
+    ]
+
+
+def _change(rates: dict[str, Any], key: str, unit: str) -> str:
+    ours, theirs = rates[key], rates[f"reference_{key}"]
+    return _beside(f"{ours:.2f}{unit}", f"{theirs:.2f}{unit}, {ours - theirs:+.2f}")
+
+
+def _beside(ours: str, theirs: str) -> str:
+    return f"{ours} <small>({theirs})</small>"
+
+
+def _comparison(report: dict[str, Any]) -> list[str]:
+    rows, own = report["compared"], _own_figures(report)
+    worst = min(100 * row["same_top_token"] for row in rows)
+    x_axis = Axis("size in MB", 0, 1.12 * max(row["size"] for row in rows) / 1e6)
+    # The best there is stands a little below the top edge.
+    span = max(1.0, 100 - worst)
+    y_axis = Axis("same next token in %", 100 - 1.25 * span, 100 + 0.08 * span)
+    points = [
+        Point(row["name"], row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows
+    ]
+    plots = [
+        figure(
+            "size-quality", "Same next token in %, by size", "up and to the left is better", point_plot(points, x_axis, y_axis)
+        ),
+        figure("divergence", "Divergence from the checkpoint, in nats", "shorter is better",
+               bar_chart([_bar(row, own, "divergence", "{:.2g}") for row in rows[1:]])),
+        figure("size", "Size", "shorter is better",
+               bar_chart([Bar(row["name"], row["size"], _size(row["size"]), row is not own) for row in rows])),
+    ]  # fmt: skip
+    if own["word_error_rate"] is not None:
+        plots += [
+            figure("word-error-rate", "Word error rate", "mean over the tasks, shorter is better",
+                   bar_chart([_bar(row, own, "word_error_rate", "{:.2f} %") for row in rows])),
+            figure("chrf", "chrF", "mean over the tasks, longer is better",
+                   bar_chart([_bar(row, own, "chrf", "{:.1f}") for row in rows])),
+        ]  # fmt: skip
+    return plots
+
+
+def _kind(row: dict[str, Any], own: dict[str, Any]) -> str:
+    if row["recipe"] is None:
+        return "hollow"
+    return "" if row is own else "pale"
+
+
+def _bar(row: dict[str, Any], own: dict[str, Any], key: str, form: str) -> Bar:
+    return Bar(row["name"], row[key], form.format(row[key]), row is not own)
+
+
+def _errors(report: dict[str, Any]) -> list[str]:
+    plots = []
+    for part, title in (("decoder", "decoder"), ("audio", "audio encoder")):
+        if errors := report["layers"][part]:
+            note = f"{errors[-1]:.2g} behind the last: root mean square of the difference over that of the checkpoint"
+            plots.append(
+                figure(f"layers-{part}", f"Error behind each layer of the {title}", note,
+                       line_plot(errors, "layer", "relative error"))
+            )  # fmt: skip
+    if report["audio"]:
+        bars = [
+            Bar(f"{row['seconds']:.1f} s, {row['tokens']} tokens", row["relative_error"], f"{row['relative_error']:.2g}")
+            for row in report["audio"]
+        ]
+        plots.append(figure("audio", "Audio embeddings by length of the clip", "largest relative error", bar_chart(bars)))
+    bars = [Bar(row["prompt"], row["relative_error"], f"{row['relative_error']:.2g}") for row in report["logits"]]
+    plots.append(figure("logits", "Logits by prompt", "largest relative error at any position", bar_chart(bars)))
+    return plots
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,204 @@
+"""Weights of the reference, straight from the checkpoint: as much as may stay in memory, the rest in passing.
+
+transformers builds its own modules without memory for their weights. What is small is read at once. A layer's weights
+are read as float32 right before it runs and, beyond the memory that may be used, dropped right after. Of embedding
+tables only the rows of the prompt are read; the matrix of the head is multiplied part by part. The maths stays that of
+transformers' modules: only where their weights come from changes.
+
+(accelerate offloads layers too, but reads embedding tables whole, which for E2B is more than all of its layers.)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cabochon.errors import missing_dependency
+from cabochon_convert.checkpoint import CheckpointError, open_checkpoint
+
+try:
+    import safetensors
+    import torch
+    import transformers
+except ImportError as error:
+    raise missing_dependency(str(error.name), "verify") from None
+
+TOKEN_TABLE = "model.language_model.embed_tokens"
+TABLES = (TOKEN_TABLE, "model.language_model.embed_tokens_per_layer")
+DECODER_LAYERS, AUDIO_LAYERS = "model.language_model.layers", "model.audio_tower.layers"
+# 100 MB of float32 in E2B.
+HEAD_ROWS_AT_ONCE = 1 << 14
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+
+def resident_memory() -> int:
+    """Bytes of float32 weights that may stay in memory: a quarter of the machine's memory, or of its container's.
+
+    The rest is for the layer that is passing, for activations, and for the pages of the checkpoint, which are read
+    again in every pass.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in (CONTROL_GROUPS / "memory.max", CONTROL_GROUPS / "memory" / "memory.limit_in_bytes"):
+        if path.is_file() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    return min(limits) // 4
+
+
+def load_model(checkpoint: Path, memory: int, on_layer: Callable[[], None]) -> Any:
+    """transformers' Gemma 4 with its text and audio parts, in float32, ready to run.
+
+    Args:
+        checkpoint: its folder.
+        memory: bytes of float32 weights that may stay in memory.
+        on_layer: called whenever a layer of the decoder or the audio encoder has run.
+
+    Raises:
+        CheckpointError: a weight is missing or has another shape than the config asks for, or a file is damaged.
+    """
+    store = _Store(checkpoint)
+    model = _build_without_weights(checkpoint)
+    decoder_layers, audio_layers = (_children(model, name) for name in (DECODER_LAYERS, AUDIO_LAYERS))
+    tables = {name: model.get_submodule(name) for name in TABLES if _has(model, name)}
+    for name, module in tables.items():
+        _look_rows_up(module, store.stored(f"{name}.weight", module.weight.shape))
+    tied = f"{TOKEN_TABLE}.weight" if model.config.tie_word_embeddings else "lm_head.weight"
+    model.lm_head = _HeadInParts(store.stored(tied, model.lm_head.weight.shape))
+    apart = tuple(f"{name}." for name in (*decoder_layers, *audio_layers, *tables))
+    small = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(apart)}
+    model.load_state_dict({name: store.read(name, small[name]) for name in small}, strict=False, assign=True)
+    # Every token goes through the decoder and the head, sound only once through the encoder.
+    passing = [_PassingWeights(module, f"{name}.", store) for name, module in decoder_layers.items()]
+    passing += [model.lm_head]
+    passing += [_PassingWeights(module, f"{name}.", store) for name, module in audio_layers.items()]
+    for weights in passing:
+        if weights.size <= memory:
+            memory -= weights.size
+            weights.stay()
+    for module in (*decoder_layers.values(), *audio_layers.values()):
+        module.register_forward_hook(lambda *_: on_layer())
+    return model.eval()
+
+
+class _Store:
+    """Tensors of a checkpoint, mapped into memory by safetensors."""
+
+    def __init__(self, folder: Path) -> None:
+        self._checkpoint = open_checkpoint(folder)
+        self._files = {file: safetensors.safe_open(str(file), framework="pt") for file in self._checkpoint.files}
+
+    def stored(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A tensor as it is stored: its pages are read when they are used."""
+        record = self._checkpoint.record(name)
+        if record.shape != tuple(shape):
+            raise CheckpointError(
+                f"the tensor {name} has shape {list(record.shape)}, but config.json leads to {list(shape)}: "
+                "the weights do not belong to this config."
+            )
+        return self._files[record.file].get_tensor(name)
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A tensor as float32."""
+        return self.stored(name, shape).float()
+
+
+class _PassingWeights:
+    """The weights of one layer: there while it runs, or for good."""
+
+    def __init__(self, module: Any, prefix: str, store: _Store) -> None:
+        self._module, self._prefix, self._store = module, prefix, store
+        self._absent = dict(module.state_dict())
+        self._handles = (
+            module.register_forward_pre_hook(lambda *_: self._read()),
+            module.register_forward_hook(lambda *_: self._drop()),
+        )
+
+    @property
+    def size(self) -> int:
+        """Bytes as float32."""
+        return sum(4 * int(value.numel()) for value in self._absent.values())
+
+    def stay(self) -> None:
+        """Read the weights and keep them."""
+        for handle in self._handles:
+            handle.remove()
+        self._read()
+
+    def _read(self) -> None:
+        values = {name: self._store.read(self._prefix + name, value.shape) for name, value in self._absent.items()}
+        self._module.load_state_dict(values, assign=True)
+
+    def _drop(self) -> None:
+        self._module.load_state_dict(self._absent, assign=True)
+
+
+class _HeadInParts(torch.nn.Module):
+    """The output matrix [vocabulary, hidden] as stored, widened part by part while it is multiplied."""
+
+    def __init__(self, matrix: Any) -> None:
+        super().__init__()
+        self._matrix = matrix
+
+    @property
+    def size(self) -> int:
+        """Bytes as float32."""
+        return 4 * int(self._matrix.numel())
+
+    def stay(self) -> None:
+        """Keep the whole matrix as float32."""
+        self._matrix = self._matrix.float()
+
+    def forward(self, hidden: Any) -> Any:
+        """Hidden states [..., hidden] to logits [..., vocabulary]."""
+        if self._matrix.dtype == torch.float32:
+            return torch.nn.functional.linear(hidden, self._matrix)
+        parts = self._matrix.split(HEAD_ROWS_AT_ONCE)
+        return torch.cat([torch.nn.functional.linear(hidden, part.float()) for part in parts], dim=-1)
+
+
+def _build_without_weights(checkpoint: Path) -> Any:
+    """The model on the meta device; only what no checkpoint holds (frequencies, scales, soft caps) has values."""
+    config = transformers.Gemma4Config.from_pretrained(str(checkpoint))
+    config.vision_config = None
+    for part in (config, config.text_config, config.audio_config):
+        if part is not None:
+            part.dtype = torch.float32
+    with torch.device("meta"):
+        model = transformers.Gemma4ForConditionalGeneration(config).requires_grad_(False)
+    stored = model.state_dict()
+    for path, module in model.named_modules():
+        names = [name for name, _ in module.named_buffers(path, recurse=False) if name not in stored]
+        for name in names:
+            leaf = name.rpartition(".")[2]
+            setattr(module, leaf, torch.empty_like(getattr(module, leaf), device="cpu"))
+        if names:
+            model._init_weights(module)  # what from_pretrained does with them
+    return model
+
+
+def _look_rows_up(module: Any, table: Any) -> None:
+    """Give an embedding module, while it runs, a matrix that holds only the rows that it is asked for."""
+
+    def narrow(_: Any, arguments: tuple[Any]) -> tuple[Any]:
+        tokens, places = arguments[0].unique(return_inverse=True)
+        module.weight = torch.nn.Parameter(table[tokens].float(), requires_grad=False)
+        return (places,)
+
+    def widen(*_: Any) -> None:
+        module.weight = torch.nn.Parameter(table, requires_grad=False)
+
+    widen()
+    module.register_forward_pre_hook(narrow)
+    module.register_forward_hook(widen)
+
+
+def _children(model: Any, name: str) -> dict[str, Any]:
+    """The members of a list of modules, by their full names; none where the model has no such list."""
+    if not _has(model, name):
+        return {}
+    return {f"{name}.{index}": module for index, module in enumerate(model.get_submodule(name))}
+
+
+def _has(model: Any, name: str) -> bool:
+    return name in dict(model.named_modules())

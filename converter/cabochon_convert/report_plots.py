@@ -1,0 +1,147 @@
+"""Plots of the verification report: bars in HTML, lines and points in SVG, without scripts and in the page's colours."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A plot is drawn for this width and scales with its column; at half of it the words can still be read.
+WIDTH, HEIGHT = 480, 250
+LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 44
+
+STYLE = """
+figure { margin: 0; min-width: 0 } figcaption { font-weight: 600; margin-bottom: .5rem }
+figcaption small { display: block; font-weight: 400; color: var(--quiet) }
+.bars { display: grid; grid-template-columns: minmax(0, max-content) minmax(4rem, 1fr) max-content; gap: .3rem .7rem;
+  align-items: center; font-size: .9rem }
+.bars > * { min-width: 0; overflow-wrap: anywhere }
+.bars i { display: block; height: 1rem; border-radius: .2rem; background: var(--accent); min-width: 2px }
+.bars i.pale { background: var(--pale) } .bars output { font-variant-numeric: tabular-nums; text-align: right }
+svg { display: block; width: 100%; height: auto; overflow: visible }
+svg text { font-size: 13px; fill: var(--ink) } svg text.quiet { fill: var(--quiet) }
+svg .grid { stroke: var(--line); stroke-width: 1 } svg .curve { fill: none; stroke: var(--accent); stroke-width: 2 }
+svg .area { fill: var(--accent); opacity: .12 } svg .dot { fill: var(--accent) }
+svg .dot.pale { fill: var(--pale); stroke: var(--accent) }
+svg .dot.hollow { fill: var(--paper); stroke: var(--ink); stroke-width: 2 }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a chart."""
+
+    label: str
+    value: float
+    text: str
+    """What stands behind the bar."""
+    is_pale: bool = False
+    """Drawn paler: a value to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a plot of points."""
+
+    label: str
+    x: float
+    y: float
+    kind: str = ""
+    """CSS classes: pale, hollow or none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A scale."""
+
+    title: str
+    low: float
+    high: float
+
+    def place(self, value: float, start: float, end: float) -> float:
+        """Where a value lies between two coordinates."""
+        return start + (end - start) * (value - self.low) / (self.high - self.low)
+
+
+def figure(name: str, title: str, note: str, content: str) -> str:
+    """A plot with its heading and a line that says how to read it."""
+    caption = f"{html.escape(title)}<small>{html.escape(note)}</small>"
+    return f'<figure data-plot="{html.escape(name)}"><figcaption>{caption}</figcaption>{content}</figure>'
+
+
+def bar_chart(bars: Sequence[Bar]) -> str:
+    """Horizontal bars on a scale from 0 to the largest value."""
+    largest = max((bar.value for bar in bars), default=0.0) or 1.0
+    rows = [
+        f"<span>{html.escape(bar.label)}</span>"
+        f'<span><i class="{"pale" if bar.is_pale else ""}" style="width:{max(0.0, bar.value) / largest:.1%}"></i></span>'
+        f"<output>{html.escape(bar.text)}</output>"
+        for bar in bars
+    ]
+    return f'<div class="bars">{"".join(rows)}</div>'
+
+
+def line_plot(values: Sequence[float], x_title: str, y_title: str) -> str:
+    """A curve over 0, 1, 2, …; each value is named when the pointer rests on it."""
+    x_axis, y_axis = Axis(x_title, 0, max(1, len(values) - 1)), Axis(y_title, 0, 1.1 * max(values) or 1.0)
+    places = [_place(x_axis, y_axis, index, value) for index, value in enumerate(values)]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    floor = HEIGHT - BOTTOM
+    area = f"{places[0][0]:.1f},{floor} {path} {places[-1][0]:.1f},{floor}"
+    dots = [
+        f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"><title>{index}: {value:.3g}</title></circle>'
+        for index, (value, (x, y)) in enumerate(zip(values, places, strict=True))
+    ]
+    step = max(1, math.ceil(len(values) / 9))
+    content = f'<polygon class="area" points="{area}"/><polyline class="curve" points="{path}"/>{"".join(dots)}'
+    return _plot(x_axis, y_axis, [float(tick) for tick in range(0, len(values), step)], content)
+
+
+def point_plot(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> str:
+    """Named points."""
+    content = []
+    taken: list[tuple[float, float]] = []
+    for point in points:
+        x, y = _place(x_axis, y_axis, point.x, point.y)
+        is_right = x > WIDTH / 2
+        # A name moves down until it is clear of those before it.
+        text_y = y + 4.5
+        while any(abs(text_y - other_y) < 15 and abs(x - other_x) < 150 for other_x, other_y in taken):
+            text_y += 15
+        taken.append((x, text_y))
+        content.append(
+            f'<circle class="dot {point.kind}" cx="{x:.1f}" cy="{y:.1f}" r="6">'
+            f"<title>{html.escape(point.label)}: {point.x:.4g}, {point.y:.4g}</title></circle>"
+            f'<text x="{x - 11 if is_right else x + 11:.1f}" y="{text_y:.1f}" '
+            f'text-anchor="{"end" if is_right else "start"}">{html.escape(point.label)}</text>'
+        )
+    return _plot(x_axis, y_axis, ticks(x_axis), "".join(content))
+
+
+def ticks(axis: Axis, most: int = 5) -> list[float]:
+    """At most so many round numbers on a scale."""
+    step = 10 ** math.floor(math.log10((axis.high - axis.low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10) if (axis.high - axis.low) / (factor * step) <= most)
+    first, last = math.ceil(axis.low / step - 1e-9), math.floor(axis.high / step + 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _plot(x_axis: Axis, y_axis: Axis, x_ticks: Sequence[float], content: str) -> str:
+    floor = HEIGHT - BOTTOM
+    parts = []
+    for tick in ticks(y_axis):
+        _, y = _place(x_axis, y_axis, x_axis.low, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="quiet" x="{LEFT - 8}" y="{y + 4.5:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in x_ticks:
+        x, _ = _place(x_axis, y_axis, tick, y_axis.low)
+        parts.append(f'<text class="quiet" x="{x:.1f}" y="{floor + 18}" text-anchor="middle">{tick:.4g}</text>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{html.escape(x_axis.title)}</text>')
+    label = html.escape(f"{y_axis.title} by {x_axis.title}")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}{content}</svg>'
+
+
+def _place(x_axis: Axis, y_axis: Axis, x: float, y: float) -> tuple[float, float]:
+    return x_axis.place(x, LEFT, WIDTH - RIGHT), y_axis.place(y, HEIGHT - BOTTOM, TOP)
