@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cabochon
 from cabochon.arrays import Float32Array
@@ -20,6 +22,7 @@ from cabochon.manifest import (
     SourceCheckpoint,
     TextModel,
 )
+from cabochon.package import Package
 from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN, build_audio_encoder
 from cabochon_convert.checkpoint import (
     Checkpoint,
@@ -51,6 +54,9 @@ from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
 
+if TYPE_CHECKING:  # it needs torch, which a conversion without calibration does not
+    from cabochon_convert.calibration import Calibration
+
 DEFAULT_CONTEXT_LENGTH = 4096
 
 
@@ -67,12 +73,14 @@ class ConversionSettings:
     """Replace an existing package."""
     accuracy_level: int = ACCURACY_LEVEL
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
-    second_moments: Callable[[str], Float32Array] | None = None
-    """By tensor name, [inputs, inputs]: what a calibration found; needed by recipes with the algorithm "gptq"."""
+    calibration: Calibration | None = None
+    """Measures the inputs of linear layers; needed by recipes with the algorithm "gptq"."""
 
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
             raise ValueError("context_length must be positive")
+        if self.recipe.is_calibrated and self.calibration is None:
+            raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 
     def context_length_of(self, config: TextConfig) -> int:
         """The context length for a model."""
@@ -114,18 +122,13 @@ def convert_onnx(
     with new_package(folder, replace=settings.replace) as beside:
         (beside / TOKENIZER_NAME).write_bytes(tokenizer_file)
         (beside / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-        engine, applied = _build_engine(checkpoint, config, frontend, settings, beside, progress)
-        progress.start("hashing the package", _folder_size(beside), "B")
-        manifest = Manifest(
+        draft = Manifest(
             format_version=FORMAT_VERSION,
             created_by=f"cabochon {cabochon.__version__}",
             source=SourceCheckpoint(
-                name=checkpoint_name(source),
-                architecture=ARCHITECTURE,
-                sha256=source_hash,
-                skipped_tensors=checkpoint.unread_names,
+                name=checkpoint_name(source), architecture=ARCHITECTURE, sha256=source_hash, skipped_tensors=()
             ),
-            recipe=AppliedRecipe(name=settings.recipe.name, precisions=applied),
+            recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
             text=_text_model(config, settings),
             audio=_audio_model(config, frontend),
             bos_token=config.text.bos_token,
@@ -134,6 +137,19 @@ def convert_onnx(
             sampling=sampling,
             tokenizer_file=TOKENIZER_NAME,
             chat_template_file=CHAT_TEMPLATE_NAME,
+            engines={},
+            files=list_files(beside, progress.advance),
+        )
+        with _second_moments(Package(beside, draft), source, settings) as second_moments:
+            linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments)
+            engine, applied = _build_engine(
+                checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
+            )
+        progress.start("hashing the package", _folder_size(beside), "B")
+        manifest = replace(
+            draft,
+            source=replace(draft.source, skipped_tensors=checkpoint.unread_names),
+            recipe=replace(draft.recipe, precisions=applied),
             engines={"onnx": engine},
             files=list_files(beside, progress.advance),
         )
@@ -142,6 +158,14 @@ def convert_onnx(
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)
+
+
+def _second_moments(
+    draft: Package, source: Path, settings: ConversionSettings
+) -> AbstractContextManager[Callable[[str], Float32Array] | None]:
+    if settings.calibration is None or not settings.recipe.is_calibrated:
+        return nullcontext()
+    return settings.calibration.measured(draft, source, settings.recipe)
 
 
 def _refuse_overlap(source: Path, folder: Path) -> None:
@@ -153,17 +177,16 @@ def _build_engine(
     checkpoint: Checkpoint,
     config: ModelConfig,
     frontend: AudioFrontend | None,
-    settings: ConversionSettings,
+    settings: LinearSettings,
+    context_length: int,
     folder: Path,
     progress: Progress,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write the graphs and tables; returns what the manifest says about them."""
     text, recipe = config.text, settings.recipe
-    linear_settings = LinearSettings(recipe, settings.accuracy_level, settings.second_moments)
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING)
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    context_length = settings.context_length_of(text)
-    decoder = build_decoder(checkpoint, text, linear_settings, context_length, folder / "decoder.onnx")
+    decoder = build_decoder(checkpoint, text, settings, context_length, folder / "decoder.onnx")
     token_table = _token_table(checkpoint, config, recipe, decoder, folder)
     progress.start("per-layer embeddings", table_size, "B")
     per_layer_table = _per_layer_table(checkpoint, config, recipe, folder)
@@ -171,7 +194,7 @@ def _build_engine(
     if config.audio is not None and frontend is not None:
         progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
         path, mel_bins = folder / "audio_encoder.onnx", frontend.log_mel.mel_bins
-        encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, linear_settings, path)
+        encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, settings, path)
     applied = decoder.applied | (encoder.applied if encoder else {})
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
         precision = recipe.precision(tensor)

@@ -112,6 +112,32 @@ class ReferenceModel:
             handle.remove()
         return LayerOutputs(tuple(found[AUDIO_LAYERS]), tuple(found[DECODER_LAYERS]))
 
+    @torch.no_grad()
+    def second_moments(self, prompts: Sequence[Prompt], tensors: Sequence[str]) -> Iterator[tuple[str, Float32Array]]:
+        """By weight matrix, the mean of its layer's input times input transposed: float32 [inputs, inputs].
+
+        Prompts run one by one, so that no filling counts. As many matrices are observed at a time as fit in memory.
+
+        Args:
+            prompts: whose positions all count alike, and those of their sounds.
+            tensors: names of weight matrices of linear layers.
+        """
+        modules = {tensor: self._model.get_submodule(tensor.removesuffix(".weight")) for tensor in tensors}
+        groups = list(_groups_in_memory({tensor: module.in_features for tensor, module in modules.items()}))
+        self._progress.start("calibration", len(groups) * len(prompts) * self._pass_layers, "layer")
+        for group in groups:
+            observed = {tensor: InputMoments(modules[tensor].in_features) for tensor in group}
+            handles = [
+                modules[tensor].register_forward_pre_hook(lambda _, inputs, moments=moments: moments.add(inputs[0]))
+                for tensor, moments in observed.items()
+            ]
+            for prompt in prompts:
+                self._first_pass([prompt], 1)
+                self._complete(self._pass_layers)
+            for handle in handles:
+                handle.remove()
+            yield from ((tensor, moments.mean()) for tensor, moments in observed.items())
+
     @property
     def _pass_layers(self) -> int:
         return self._audio_layers + self._decoder_layers
@@ -165,6 +191,39 @@ class ReferenceModel:
                 use_cache=True,
             )
         return answers
+
+
+class InputMoments:
+    """A sum of inputs times inputs transposed, growing."""
+
+    def __init__(self, width: int) -> None:
+        self._total = torch.zeros((width, width))
+        self._count = 0
+
+    def add(self, inputs: Any) -> None:
+        """Inputs [..., width]."""
+        rows = inputs.reshape(-1, inputs.shape[-1]).float()
+        self._total.addmm_(rows.T, rows)
+        self._count += len(rows)
+
+    def mean(self) -> Float32Array:
+        """float32 [width, width]; zeros where nothing was seen."""
+        return np.asarray(self._total / max(self._count, 1))
+
+
+def _groups_in_memory(widths: dict[str, int]) -> Iterator[list[str]]:
+    """Names whose square matrices fit together into what may be resident; at least one."""
+    group: list[str] = []
+    free = room = resident_memory()
+    for name, width in widths.items():
+        size = 4 * width * width
+        if group and size > free:
+            yield group
+            group, free = [], room
+        group.append(name)
+        free -= size
+    if group:
+        yield group
 
 
 def _batches(prompts: Sequence[Prompt], keep: Sequence[int], most_kept: int) -> Iterator[list[int]]:

@@ -143,9 +143,7 @@ def _comparison(report: dict[str, Any]) -> list[str]:
     # The best there is stands a little below the top edge.
     span = max(1.0, 100 - worst)
     y_axis = Axis("same next token in %", 100 - 1.25 * span, 100 + 0.08 * span)
-    points = [
-        Point(row["name"], row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows
-    ]
+    points = [Point(row["name"], row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows]
     plots = [
         figure(
             "size-quality", "Same next token in %, by size", "up and to the left is better", point_plot(points, x_axis, y_axis)
@@ -186,10 +184,14 @@ def _errors(report: dict[str, Any]) -> list[str]:
             )  # fmt: skip
     if report["audio"]:
         bars = [
-            Bar(f"{row['seconds']:.1f} s, {row['tokens']} tokens", row["relative_error"], f"{row['relative_error']:.2g}")
+            Bar(
+                f"{row['seconds']:.1f} s, {row['tokens']} tokens", row["relative_error"], f"{row['relative_error']:.2g}"
+            )
             for row in report["audio"]
         ]
-        plots.append(figure("audio", "Audio embeddings by length of the clip", "largest relative error", bar_chart(bars)))
+        plots.append(
+            figure("audio", "Audio embeddings by length of the clip", "largest relative error", bar_chart(bars))
+        )
     bars = [Bar(row["prompt"], row["relative_error"], f"{row['relative_error']:.2g}") for row in report["logits"]]
     plots.append(figure("logits", "Logits by prompt", "largest relative error at any position", bar_chart(bars)))
     return plots

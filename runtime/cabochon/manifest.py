@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cabochon.errors import PackageError
-from cabochon.json_dataclass import JsonMismatchError, from_json
+from cabochon.json_dataclass import from_json
 from cabochon.log_mel import LogMelParameters
 
 FORMAT_VERSION = 1
@@ -280,7 +280,7 @@ class Manifest:
     tokenizer_file: str
     chat_template_file: str
     engines: dict[str, Engine]
-    """By engine name: `onnx`."""
+    """By engine name: `onnx`; empty only while a package is being written."""
     files: tuple[FileRecord, ...]
     """Every file of the package but the manifest itself."""
 
@@ -288,7 +288,6 @@ class Manifest:
         _require(self.format_version == FORMAT_VERSION, f"format_version is not {FORMAT_VERSION}")
         paths = [record.path for record in self.files]
         _require(len(set(paths)) == len(paths), "a file is listed twice")
-        _require(len(self.engines) > 0, "no engine is listed")
         for path in self._referenced_files():
             _require(path in paths, f"{path} is used but not listed among the files")
         for token in self._control_tokens():
@@ -354,9 +353,11 @@ def manifest_from_text(text: str, where: str) -> Manifest:
             "convert the checkpoint again or install the cabochon that wrote it."
         )
     try:
-        return from_json(Manifest, value)
-    except JsonMismatchError as error:
+        manifest = from_json(Manifest, value)
+        _require(len(manifest.engines) > 0, "no engine is listed")
+    except ValueError as error:
         raise PackageError(f"{where} is not usable ({error}): convert the checkpoint again.") from None
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
