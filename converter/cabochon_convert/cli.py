@@ -63,9 +63,7 @@ def _verify_parser() -> argparse.ArgumentParser:
         prog="cabochon-convert verify",
         description="Compare packages with their checkpoint and write report.json and report.html into each package.",
     )
-    parser.add_argument(
-        "packages", type=Path, nargs="+", metavar="package", help="folder that cabochon-convert wrote"
-    )
+    parser.add_argument("packages", type=Path, nargs="+", metavar="package", help="folder that cabochon-convert wrote")
     parser.add_argument(
         "--reference", type=Path, required=True, dest="checkpoint", help="the checkpoint that they came from"
     )

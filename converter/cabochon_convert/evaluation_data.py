@@ -1,9 +1,9 @@
 """What package and checkpoint are compared on: a folder of the user's own sounds and typed prompts.
 
-    hello.wav            a sound
-    hello.txt            what is said in it
-    hello.de.txt         what it means in German: asks for the translation too; any two-letter code, any number of them
-    prompts.txt          typed prompts, one a line, optionally with a tab and the answer that is expected
+hello.wav            a sound
+hello.txt            what is said in it
+hello.de.txt         what it means in German: asks for the translation too; any two-letter code, any number of them
+prompts.txt          typed prompts, one a line, optionally with a tab and the answer that is expected
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class ReferenceModel:
         self._layers_run = 0
         self._model: Any = load_model(checkpoint, resident_memory() if memory is None else memory, self._count_layer)
         text, audio = self._model.config.text_config, self._model.config.audio_config
-        self._decoder_layers, self._audio_layers = text.num_hidden_layers, audio.num_hidden_layers if audio else 0
+        self._decoder_layers: int = text.num_hidden_layers
+        self._audio_layers: int = audio.num_hidden_layers if audio else 0
         self._vocabulary_size, self._pad_token = text.vocab_size, text.pad_token_id or 0
 
     @torch.no_grad()
