@@ -104,7 +104,7 @@ class ReferenceModel:
             if name == DECODER_LAYERS or prompt.log_mel is not None:
                 for module in self._model.get_submodule(name):
                     # The output comes as [1, positions, hidden].
-                    keep = lambda *values, outputs=outputs: outputs.append(np.array(values[-1][0]))  # noqa: E731
+                    keep = lambda *values, outputs=outputs: outputs.append(values[-1][0].numpy().copy())  # noqa: E731
                     handles.append(module.register_forward_hook(keep))
         self._progress.start("reference: layers", self._pass_layers, "layer")
         self._first_pass([prompt], len(prompt.tokens))
