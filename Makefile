@@ -6,7 +6,10 @@ VENV = .venv
 RUNTIME_VENV = .venv-runtime
 SET_UP = pyproject.toml constraints.txt
 
-.PHONY: setup demo test test-fullsize fidelity lint fmt bench clean
+# The tests look at reports in one of these.
+BROWSERS = chromium chromium-browser google-chrome
+
+.PHONY: setup browser demo test test-fullsize fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -33,11 +36,19 @@ $(RUNTIME_VENV)/stamp: $(SET_UP)
 	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime tokenizers jinja2 soundfile soxr
 	@touch $@
 
+browser:
+	@for name in $(BROWSERS); do if command -v $$name >/dev/null; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+	else \
+		echo "The tests look at reports in a browser: install chromium (Debian: apt install chromium)." >&2; exit 1; \
+	fi
+
 # Convert the small model in this repository and let it translate sentences that it never heard.
 demo: $(VENV)/demo.stamp
 	$(VENV)/bin/python models/tiny/demo.py
 
-test: setup lint
+test: setup browser lint
 	$(VENV)/bin/python -m pytest
 
 # A random model of E2B's size: 14 GB of disk for a few minutes.

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import soundfile
 
-from cabochon.package import open_package
 from cabochon_convert.convert import ConversionSettings, convert_onnx
-from cabochon_convert.converted import ConvertedModel
-from cabochon_convert.fidelity import SpokenExample, measure_speech, summarize
+from cabochon_convert.evaluation_data import EvaluationData, SpokenExample
+from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
-from cabochon_convert.reference import ReferenceModel
+from cabochon_convert.verify import verify_packages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = REPOSITORY / "models" / "tiny"
@@ -34,31 +33,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--utterances", type=int, default=100, help="per condition (default: %(default)s)")
     count = parser.parse_args().utterances
-    reference = ReferenceModel(TINY)
     print("| recipe | size MB | unseen sentences in | divergence | same top token | WER % | chrF | same answer |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        conditions = [
-            (condition.name, list(_speak(condition, count, Path(folder) / str(index))))
-            for index, condition in enumerate(TESTS)
+        packages = [
+            convert_onnx(TINY, Path(folder) / recipe.name, ConversionSettings(recipe)).folder
+            for recipe in RECIPES.values()
         ]
-        for recipe in RECIPES.values():
-            package = convert_onnx(TINY, Path(folder) / recipe.name, ConversionSettings(recipe)).folder
-            _print_rows(package, reference, conditions)
+        for index, condition in enumerate(TESTS):
+            examples = tuple(_speak(condition, count, Path(folder) / str(index)))
+            _print_rows(packages, condition.name, examples)
     return 0
 
 
-def _print_rows(
-    package: Path, reference: ReferenceModel, conditions: Sequence[tuple[str, list[SpokenExample]]]
-) -> None:
-    opened = open_package(package)
-    converted = ConvertedModel(opened, "onnx")
-    for name, examples in conditions:
-        found = summarize(list(measure_speech(converted, reference, examples, "English")), "English")
+def _print_rows(packages: Sequence[Path], condition: str, examples: tuple[SpokenExample, ...]) -> None:
+    for report in verify_packages(packages, TINY, Silence(), EvaluationData("English", examples, ())):
+        (found,) = report.tasks
+        assert found.rates is not None  # every example says what is spoken
         print(
-            f"| {opened.manifest.recipe.name} | {opened.size / 1e6:.1f} | {name} | {found.divergence:.2g} "
-            f"| {found.same_top_token:.2%} | {found.word_error_rate:.2f} (checkpoint "
-            f"{found.reference_word_error_rate:.2f}) | {found.chrf:.1f} ({found.reference_chrf:.1f}) "
+            f"| {report.recipe} | {report.size / 1e6:.1f} | {condition} | {found.divergence:.2g} "
+            f"| {found.same_top_token:.2%} | {found.rates.word_error_rate:.2f} (checkpoint "
+            f"{found.rates.reference_word_error_rate:.2f}) | {found.rates.chrf:.1f} ({found.rates.reference_chrf:.1f}) "
             f"| {found.same_answers} of {len(examples)} |",
             flush=True,
         )

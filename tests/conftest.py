@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
+from verified import VerifiedPackages, verify_small_model
 
 from cabochon_convert.convert import ConversionSettings, convert_onnx
 from cabochon_convert.recipes import RECIPES
@@ -57,3 +58,9 @@ def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     folder = tmp_path_factory.mktemp("packages") / f"tiny-{request.param}"
     convert_onnx(TINY, folder, ConversionSettings(RECIPES[request.param]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> VerifiedPackages:
+    """models/tiny, converted with two recipes and verified in one run."""
+    return verify_small_model(TINY, tmp_path_factory.mktemp("verified"))

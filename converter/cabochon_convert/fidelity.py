@@ -84,7 +84,7 @@ def compare_answer(converted: ConvertedModel, record: AnswerRecord, store: Logit
     return AnswerFidelity(
         name=question.name,
         text=question.text,
-        reference_answer=converted.tokenizer.decode(record.greedy).strip(),
+        reference_answer=converted.tokenizer.decode(list(record.greedy)).strip(),
         answer=converted.tokenizer.decode(found).strip(),
         divergence=_mean_divergence(ours, theirs),
         same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),

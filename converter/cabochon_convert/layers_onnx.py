@@ -84,7 +84,7 @@ def _run(path: Path, inputs: dict[str, Any], outputs: list[str]) -> list[Float32
     """The hidden states behind all layers of a graph and some of its outputs, each without its first dimension."""
     model = onnx.load(str(path), load_external_data=False)
     made = {name for node in model.graph.node for name in node.output}
-    layers = []
+    layers: list[str] = []
     while (name := f"layers.{len(layers)}.output") in made:
         layers.append(name)
     model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in layers)

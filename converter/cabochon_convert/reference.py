@@ -48,7 +48,8 @@ class ReferenceModel:
         self._layers_run = 0
         self._model: Any = load_model(checkpoint, resident_memory() if memory is None else memory, self._count_layer)
         text, audio = self._model.config.text_config, self._model.config.audio_config
-        self._decoder_layers, self._audio_layers = text.num_hidden_layers, audio.num_hidden_layers if audio else 0
+        self._decoder_layers: int = text.num_hidden_layers
+        self._audio_layers: int = audio.num_hidden_layers if audio else 0
         self._vocabulary_size, self._pad_token = text.vocab_size, text.pad_token_id or 0
 
     @torch.no_grad()
@@ -103,7 +104,7 @@ class ReferenceModel:
             if name == DECODER_LAYERS or prompt.log_mel is not None:
                 for module in self._model.get_submodule(name):
                     # The output comes as [1, positions, hidden].
-                    keep = lambda *values, outputs=outputs: outputs.append(np.array(values[-1][0]))  # noqa: E731
+                    keep = lambda *values, outputs=outputs: outputs.append(values[-1][0].numpy().copy())  # noqa: E731
                     handles.append(module.register_forward_hook(keep))
         self._progress.start("reference: layers", self._pass_layers, "layer")
         self._first_pass([prompt], len(prompt.tokens))

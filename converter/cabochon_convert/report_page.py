@@ -18,22 +18,24 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 72rem;
   margin: 0 auto; padding: 1.5rem 1rem 3rem }
 header p { margin: 0; color: var(--quiet); overflow-wrap: anywhere }
-h1 { font-size: clamp(1.4rem, 4vw, 2.1rem); line-height: 1.2; margin: .5rem 0 } h2 { font-size: 1.25rem; margin: 2.5rem 0 1rem }
+h1 { font-size: clamp(1.4rem, 4vw, 2.1rem); line-height: 1.2; margin: .5rem 0 }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 1rem }
 header .verdict { display: inline-block; padding: .1rem .7rem; border-radius: 1rem; background: var(--good-paper);
   color: var(--good); font-weight: 600 }
+header .verdict.measured { background: var(--card); color: var(--quiet) }
 header .verdict.failed { background: var(--bad-paper); color: var(--bad) }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .8rem; margin-top: 1.5rem }
 .tiles div { background: var(--card); border-radius: .6rem; padding: .8rem 1rem }
 .tiles b { display: block; font-size: 1.7rem; line-height: 1.25; font-variant-numeric: tabular-nums }
 .tiles span, .tiles small { display: block; color: var(--quiet) } .tiles small { font-size: .85rem }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1rem }
-.plots figure { background: var(--card); border-radius: .6rem; padding: 1rem }
+.plots { columns: 2 26rem; column-gap: 1rem }
+.plots figure { background: var(--card); border-radius: .6rem; padding: 1rem; margin-bottom: 1rem; break-inside: avoid }
 .scrolls { overflow-x: auto }
 table { border-collapse: collapse; width: 100%; font-size: .95rem }
 td, th { text-align: left; padding: .4rem .7rem; vertical-align: top; border-bottom: 1px solid var(--line) }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td small { color: var(--quiet) }
+td small { display: block; color: var(--quiet) }
 """
 
 
@@ -63,13 +65,13 @@ def _header(report: dict[str, Any], title: str) -> list[str]:
     answers = [answer for task in report["tasks"] for answer in task["answers"]]
     same = sum(task["same_answers"] for task in report["tasks"])
     passed, limited = report["passed"], report["tolerance"] is not None
-    badge = ("passed" if passed else "failed") if limited else "measured: a rounding recipe has no limit"
+    badge = ("passed" if passed else "failed") if limited else "measured"
     if same == len(answers):
         headline = f"All {len(answers)} answers are the checkpoint's, to the letter"
     else:
         headline = f"{same} of {len(answers)} answers are the checkpoint's, to the letter"
     return [
-        f'<header><p><span class="verdict{"" if passed else " failed"}">{badge}</span></p>',
+        f'<header><p><span class="verdict {badge}">{badge}</span></p>',
         f"<h1>{headline}</h1>",
         f"<p>{html.escape(title)}, on the engine {html.escape(report['engine'])}, "
         "beside transformers in float32.</p></header>",
@@ -81,36 +83,39 @@ def _tiles(report: dict[str, Any]) -> list[str]:
     share = report["size"] / reference["size"]
     tiles = [
         (_size(report["size"]), "size", f"{share:.0%} of the checkpoint"),
-        (f"{own['same_top_token']:.2%}", "same next token", "as the checkpoint prefers"),
+        (f"{100 * own['same_top_token']:.2f} %", "same next token", "as the checkpoint prefers"),
         (f"{own['divergence']:.2g}", "divergence in nats", "of next-token distributions"),
     ]
     if own["word_error_rate"] is not None:
         rate, chrf = (own[key] - reference[key] for key in ("word_error_rate", "chrf"))
         tiles += [
-            (f"{own['word_error_rate']:.2f} %", "word error rate", f"{rate:+.2f} against the checkpoint"),
-            (f"{own['chrf']:.1f}", "chrF", f"{chrf:+.1f} against the checkpoint"),
+            (f"{own['word_error_rate']:.2f} %", "word error rate", _against(rate)),
+            (f"{own['chrf']:.1f}", "chrF", _against(chrf)),
         ]
     cells = [f"<div><span>{label}</span><b>{value}</b><small>{note}</small></div>" for value, label, note in tiles]
     return [f'<div class="tiles">{"".join(cells)}</div>']
 
 
+def _against(change: float) -> str:
+    return "like the checkpoint" if abs(change) < 0.005 else f"{change:+.2f} against the checkpoint"
+
+
 def _own_figures(report: dict[str, Any]) -> dict[str, Any]:
-    """The row of `compared` that is about this package."""
-    rows: list[dict[str, Any]] = report["compared"][1:]
-    own = (row for row in rows if (row["recipe"], row["size"]) == (report["recipe"], report["size"]))
-    return next(own, rows[0])
+    row: dict[str, Any] = report["compared"][report["own_row"]]
+    return row
 
 
 def _tasks(tasks: list[dict[str, Any]]) -> list[str]:
-    heads = ("same answers", "same next token", "tokens before the first difference", "divergence", "perplexity",
-             "word error rate", "chrF")  # fmt: skip
+    heads = (
+        "same answers", "same next token", "agreeing tokens", "divergence", "perplexity", "word error rate", "chrF",
+    )  # fmt: skip
     rows = []
     for task in tasks:
         rates = task["rates"]
         cells = [
             f"{task['same_answers']} of {len(task['answers'])}",
-            f"{task['same_top_token']:.1%}",
-            f"{task['agreeing_tokens']:.1%}",
+            f"{100 * task['same_top_token']:.1f} %",
+            f"{100 * task['agreeing_tokens']:.1f} %",
             f"{task['divergence']:.2g}",
             _beside(f"{task['perplexity']:.2f}", f"{task['reference_perplexity']:.2f}"),
             "" if rates is None else _change(rates, "word_error_rate", " %"),
@@ -122,18 +127,19 @@ def _tasks(tasks: list[dict[str, Any]]) -> list[str]:
     return [
         "<h2>By task</h2>",
         f'<div class="scrolls"><table data-table="tasks"><tr><th>task{head}</tr>{"".join(rows)}</table></div>',
-        "<p><small>Of pairs, the second is the checkpoint's. Next tokens are compared along the true answer, or the "
-        "checkpoint's own where none is known.</small></p>",
+        "<p><small>Below a figure stands the checkpoint's. Next tokens are compared along the true answer, or along "
+        "the checkpoint's own where none is known; agreeing tokens are those of its answer before the package's "
+        "differs.</small></p>",
     ]
 
 
 def _change(rates: dict[str, Any], key: str, unit: str) -> str:
     ours, theirs = rates[key], rates[f"reference_{key}"]
-    return _beside(f"{ours:.2f}{unit}", f"{theirs:.2f}{unit}, {ours - theirs:+.2f}")
+    return _beside(f"{ours:.2f}{unit}", f"{theirs:.2f}{unit} ({ours - theirs:+.2f})")
 
 
 def _beside(ours: str, theirs: str) -> str:
-    return f"{ours} <small>({theirs})</small>"
+    return f"{ours} <small>{theirs}</small>"
 
 
 def _comparison(report: dict[str, Any]) -> list[str]:
@@ -144,22 +150,21 @@ def _comparison(report: dict[str, Any]) -> list[str]:
     span = max(1.0, 100 - worst)
     y_axis = Axis("same next token in %", 100 - 1.25 * span, 100 + 0.08 * span)
     points = [Point(row["name"], row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows]
+    divergences = [_bar(row, own, "divergence", "{:.2g}") for row in rows[1:]]
+    sizes = [Bar(row["name"], row["size"], _size(row["size"]), row is not own) for row in rows]
+    scatter = point_plot(points, x_axis, y_axis)
     plots = [
-        figure(
-            "size-quality", "Same next token in %, by size", "up and to the left is better", point_plot(points, x_axis, y_axis)
-        ),
-        figure("divergence", "Divergence from the checkpoint, in nats", "shorter is better",
-               bar_chart([_bar(row, own, "divergence", "{:.2g}") for row in rows[1:]])),
-        figure("size", "Size", "shorter is better",
-               bar_chart([Bar(row["name"], row["size"], _size(row["size"]), row is not own) for row in rows])),
-    ]  # fmt: skip
+        figure("size-quality", "Same next token in %, by size", "up and to the left is better", scatter),
+        figure("divergence", "Divergence from the checkpoint, in nats", "shorter is better", bar_chart(divergences)),
+        figure("size", "Size", "shorter is better", bar_chart(sizes)),
+    ]
     if own["word_error_rate"] is not None:
+        rates = [_bar(row, own, "word_error_rate", "{:.2f} %") for row in rows]
+        scores = [_bar(row, own, "chrf", "{:.1f}") for row in rows]
         plots += [
-            figure("word-error-rate", "Word error rate", "mean over the tasks, shorter is better",
-                   bar_chart([_bar(row, own, "word_error_rate", "{:.2f} %") for row in rows])),
-            figure("chrf", "chrF", "mean over the tasks, longer is better",
-                   bar_chart([_bar(row, own, "chrf", "{:.1f}") for row in rows])),
-        ]  # fmt: skip
+            figure("word-error-rate", "Word error rate", "mean over the tasks, shorter is better", bar_chart(rates)),
+            figure("chrf", "chrF", "mean over the tasks, longer is better", bar_chart(scores)),
+        ]
     return plots
 
 
@@ -178,10 +183,8 @@ def _errors(report: dict[str, Any]) -> list[str]:
     for part, title in (("decoder", "decoder"), ("audio", "audio encoder")):
         if errors := report["layers"][part]:
             note = f"{errors[-1]:.2g} behind the last: root mean square of the difference over that of the checkpoint"
-            plots.append(
-                figure(f"layers-{part}", f"Error behind each layer of the {title}", note,
-                       line_plot(errors, "layer", "relative error"))
-            )  # fmt: skip
+            curve = line_plot(errors, "layer", "relative error")
+            plots.append(figure(f"layers-{part}", f"Error behind each layer of the {title}", note, curve))
     if report["audio"]:
         bars = [
             Bar(

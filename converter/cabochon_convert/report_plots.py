@@ -1,4 +1,4 @@
-"""Plots of the verification report: bars in HTML, lines and points in SVG, without scripts and in the page's colours."""
+"""Plots of the verification report: bars in HTML, lines and points in SVG, no scripts, in the colours of the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from dataclasses import dataclass
 # A plot is drawn for this width and scales with its column; at half of it the words can still be read.
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 44
+# About what a letter of 13 px takes.
+LETTER_WIDTH, LINE_HEIGHT = 7.5, 16
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
 
 STYLE = """
 figure { margin: 0; min-width: 0 } figcaption { font-weight: 600; margin-bottom: .5rem }
@@ -75,7 +80,7 @@ def bar_chart(bars: Sequence[Bar]) -> str:
     largest = max((bar.value for bar in bars), default=0.0) or 1.0
     rows = [
         f"<span>{html.escape(bar.label)}</span>"
-        f'<span><i class="{"pale" if bar.is_pale else ""}" style="width:{max(0.0, bar.value) / largest:.1%}"></i></span>'
+        f'<span><i{" class=pale" if bar.is_pale else ""} style="width:{max(0.0, bar.value) / largest:.1%}"></i></span>'
         f"<output>{html.escape(bar.text)}</output>"
         for bar in bars
     ]
@@ -100,23 +105,36 @@ def line_plot(values: Sequence[float], x_title: str, y_title: str) -> str:
 
 def point_plot(points: Sequence[Point], x_axis: Axis, y_axis: Axis) -> str:
     """Named points."""
+    places = [_place(x_axis, y_axis, point.x, point.y) for point in points]
+    taken = [(x - 8, y - 8, x + 8, y + 8) for x, y in places]
     content = []
-    taken: list[tuple[float, float]] = []
-    for point in points:
-        x, y = _place(x_axis, y_axis, point.x, point.y)
-        is_right = x > WIDTH / 2
-        # A name moves down until it is clear of those before it.
-        text_y = y + 4.5
-        while any(abs(text_y - other_y) < 15 and abs(x - other_x) < 150 for other_x, other_y in taken):
-            text_y += 15
-        taken.append((x, text_y))
+    for point, (x, y) in zip(points, places, strict=True):
+        left, top = _free_place(x, y, LETTER_WIDTH * len(point.label), taken)
+        taken.append((left, top, left + LETTER_WIDTH * len(point.label), top + LINE_HEIGHT))
         content.append(
             f'<circle class="dot {point.kind}" cx="{x:.1f}" cy="{y:.1f}" r="6">'
             f"<title>{html.escape(point.label)}: {point.x:.4g}, {point.y:.4g}</title></circle>"
-            f'<text x="{x - 11 if is_right else x + 11:.1f}" y="{text_y:.1f}" '
-            f'text-anchor="{"end" if is_right else "start"}">{html.escape(point.label)}</text>'
+            f'<text x="{left:.1f}" y="{top + 12:.1f}">{html.escape(point.label)}</text>'
         )
     return _plot(x_axis, y_axis, ticks(x_axis), "".join(content))
+
+
+def _free_place(x: float, y: float, width: float, taken: Sequence[Box]) -> tuple[float, float]:
+    """Left and top of a name near its point that hides no other: beside the point, else ever further above or below."""
+    middle = y - LINE_HEIGHT / 2
+    candidates = [(x + 11, middle), (x - 11 - width, middle)]
+    for row in range(1, 6):
+        tops = (y - 8 - row * LINE_HEIGHT, y - 8 + row * LINE_HEIGHT)
+        candidates += [(left, top) for top in tops for left in (x - width / 2, x, x - width)]
+
+    def is_free(place: tuple[float, float]) -> bool:
+        left, top = place
+        inside = left >= LEFT and left + width <= WIDTH and top >= 0 and top + LINE_HEIGHT <= HEIGHT - BOTTOM
+        return inside and not any(
+            left < box[2] and box[0] < left + width and top < box[3] and box[1] < top + LINE_HEIGHT for box in taken
+        )
+
+    return next((place for place in candidates if is_free(place)), candidates[0])
 
 
 def ticks(axis: Axis, most: int = 5) -> list[float]:

@@ -60,8 +60,9 @@ def verify_packages(
         checkpoint_figures(open_checkpoint(checkpoint), compared[0]),
         *(package_figures(folder, report) for folder, report in zip(folders, compared, strict=True)),
     )
-    for folder, report in zip(folders, compared, strict=True):
-        content = asdict(report) | {"passed": report.passed, "compared": [asdict(row) for row in figures]}
+    for own_row, (folder, report) in enumerate(zip(folders, compared, strict=True), start=1):
+        rows = [asdict(row) for row in figures]
+        content = asdict(report) | {"passed": report.passed, "compared": rows, "own_row": own_row}
         replace_text(folder / REPORT_NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         replace_text(folder / REPORT_PAGE_NAME, render_page(content))
     return tuple(compared)

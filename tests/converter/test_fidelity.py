@@ -1,105 +1,132 @@
 from __future__ import annotations
 
 import json
-import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
+import jiwer
 import numpy as np
 import pytest
+import sacrebleu
 from commands import CONVERT, assert_refused, run_command
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
-from refusals import refused
+from verified import VerifiedPackages
 
-from cabochon.errors import AudioError
-from cabochon_convert.fidelity import agreement, divergence, log_softmax, read_examples
-from cabochon_convert.report_page import render_page
+from cabochon.package import open_package
+from cabochon.prompt import split_translation
+from cabochon_convert.fidelity import TaskFidelity, agreement, divergence, log_softmax
 
 LOGITS = st.lists(st.floats(-30, 30, width=32), min_size=5, max_size=5)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """The demo sounds as a user would bring his own."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8")):
-        shutil.copy(TINY / "demo" / reference["file"], folder)
-        (folder / reference["file"]).with_suffix(".txt").write_text(reference["en"] + "\n", encoding="utf-8")
-    return folder
+def tasks(verified: VerifiedPackages, recipe: str) -> dict[str, TaskFidelity]:
+    return {task.title: task for task in verified.reports[recipe].tasks}
 
 
-class Page(HTMLParser):
-    """Finds the text of a page and whether it asks for anything from elsewhere."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+def test_every_task_of_the_data_is_measured(verified: VerifiedPackages) -> None:
+    found = tasks(verified, "int4")
+    assert [(title, len(task.answers)) for title, task in found.items()] == [
+        ("Transcription", 2),
+        ("Translation into German", 1),
+        ("Typed prompts", 2),
+    ]
+    for task in found.values():
+        assert 0 < task.divergence < 1
+        assert 0 < task.same_top_token <= 1
+        assert 0 <= task.agreeing_tokens <= 1
+        assert min(task.perplexity, task.reference_perplexity) >= 1
 
 
-@pytest.fixture(scope="module")
-def spoken_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("spoken")
-    shutil.copy(TINY / "demo" / "unseen_voice.wav", folder)
-    (folder / "unseen_voice.txt").write_text("The swimming pool is closed on Sunday & Monday.")
-    return folder
+def test_a_float_package_answers_like_its_checkpoint(verified: VerifiedPackages) -> None:
+    for task in tasks(verified, "float").values():
+        assert task.same_answers == len(task.answers)
+        assert task.agreeing_tokens == task.same_top_token == 1
+        # float32 sums in another order.
+        assert task.divergence < 1e-8
+        assert task.perplexity == pytest.approx(task.reference_perplexity, rel=1e-4)
+        assert task.rates is not None
+        assert task.rates.word_error_rate == task.rates.reference_word_error_rate
+        assert task.rates.chrf == task.rates.reference_chrf
 
 
-def test_a_package_is_compared_with_its_checkpoint_on_the_users_own_speech(spoken_data: Path, tmp_path: Path) -> None:
+def test_rates_are_those_of_the_answers_in_the_report(verified: VerifiedPackages) -> None:
+    found = tasks(verified, "int4")
+    transcription = found["Transcription"]
+    assert transcription.rates is not None
+    texts, answers = [a.text or "" for a in transcription.answers], [a.answer for a in transcription.answers]
+    assert transcription.rates.word_error_rate == pytest.approx(100 * jiwer.wer(texts, answers))
+    assert transcription.rates.chrf == pytest.approx(sacrebleu.corpus_chrf(answers, [texts]).score)
+
+
+def test_a_translation_is_held_against_its_own_line(verified: VerifiedPackages) -> None:
+    task = tasks(verified, "int4")["Translation into German"]
+    (answer,) = task.answers
+    assert task.rates is not None
+    assert answer.text == "The swimming pool & the <b>bar</b> are closed.\nGerman: Das Schwimmbad ist geschlossen."
+    prompts = open_package(verified.folders["int4"]).manifest.prompts
+    transcript, translation = split_translation(answer.answer, prompts, "German")
+    assert task.rates.word_error_rate == pytest.approx(
+        100 * jiwer.wer("The swimming pool & the <b>bar</b> are closed.", transcript)
+    )
+    expected = sacrebleu.corpus_chrf([translation], [["Das Schwimmbad ist geschlossen."]]).score
+    assert task.rates.chrf == pytest.approx(expected)
+
+
+def test_a_prompt_without_an_expected_answer_is_measured_along_the_checkpoints_own(verified: VerifiedPackages) -> None:
+    free, expected = tasks(verified, "int4")["Typed prompts"].answers
+    assert (free.text, expected.text) == (None, "Good morning!")
+    # Greedy tokens are the likeliest ones.
+    assert free.reference_perplexity < 5
+
+
+def test_the_report_files_hold_what_was_measured_and_every_package_of_the_run(verified: VerifiedPackages) -> None:
+    for row, (recipe, folder) in enumerate(verified.folders.items(), start=1):
+        written = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        assert [task["title"] for task in written["tasks"]] == list(tasks(verified, recipe))
+        assert (
+            written["tasks"][0]["answers"][0]["divergence"] == verified.reports[recipe].tasks[0].answers[0].divergence
+        )
+        assert [figures["name"] for figures in written["compared"]] == ["checkpoint", "int4", "float"]
+        assert written["compared"][written["own_row"]]["name"] == recipe
+        assert written["own_row"] == row
+        assert written["compared"][0]["size"] == (TINY / "model.safetensors").stat().st_size
+        assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+
+
+def test_the_commands_verify_what_they_are_told(verified: VerifiedPackages, tmp_path: Path) -> None:
     package = tmp_path / "package"
-    assert run_command(CONVERT, TINY, package, "--recipe", "int4").returncode == 0
-    result = run_command(CONVERT, "verify", package, "--reference", TINY, "--data", spoken_data)
+    result = run_command(CONVERT, TINY, package, "--recipe", "int8", "--verify")
     assert result.returncode == 0, result.stderr
-    # "Sunday & Monday." against "Monday.": two words were not said, of nine.
-    assert "word error rate: 22.22 % (checkpoint 22.22 %)" in result.stdout
-    report = json.loads((package / "report.json").read_text(encoding="utf-8"))
-    (example,) = report["speech"]["examples"]
-    assert example["answer"] == example["reference_answer"] == "The swimming pool is closed on Monday."
-    assert example["agreeing_tokens"] == example["tokens"] > 5
-    assert 0 < example["divergence"] < 0.1
-    page = Page((package / "report.html").read_text(encoding="utf-8"))
-    assert page.links == []
-    assert "script" not in page.tags
-    assert page.tags.count("svg") == 4
-    assert "The swimming pool is closed on Sunday & Monday." in page.words
+    assert "typed prompts: " in result.stdout
+    command = (CONVERT, "verify", package, verified.folders["float"], "--reference", TINY, "--data", verified.data)
+    result = run_command(*command)
+    assert result.returncode == 0, result.stderr
+    for line in ("recipe int8", "recipe float", "translation into german: ", "word error rate", "chrF"):
+        assert line in result.stdout
+    assert result.stdout.count("report: ") == 2
 
 
-def test_pairs_of_sounds_and_texts_are_read_in_name_order(data: Path) -> None:
-    examples = read_examples(data)
-    assert [example.sound.name for example in examples] == ["seen_voice.wav", "unseen_accent.wav", "unseen_voice.wav"]
-    assert examples[1].text == "I would like 8 sandwiches, please."
+def test_packages_of_different_checkpoints_are_not_compared(verified: VerifiedPackages, random_package: Path) -> None:
+    result = run_command(CONVERT, "verify", verified.folders["int4"], random_package, "--reference", TINY)
+    assert_refused(result, "another checkpoint", "separately")
 
 
-def test_a_folder_that_is_no_speech_data_is_refused(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    with refused(AudioError, "empty", "no sound files"):
-        read_examples(tmp_path / "empty")
-    with refused(AudioError, "not a folder"):
-        read_examples(tmp_path / "nowhere")
-    (data / "seen_voice.txt").write_text(" \n")
-    with refused(AudioError, "seen_voice.txt", "empty"):
-        read_examples(data)
-    (data / "seen_voice.txt").unlink()
-    with refused(AudioError, "seen_voice.txt", "missing"):
-        read_examples(data)
+def test_sounds_for_a_package_without_audio_encoder_are_refused(verified: VerifiedPackages, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    assert run_command(CONVERT, TINY, package, "--text-only").returncode == 0
+    command = (CONVERT, "verify", package, "--reference", TINY)
+    assert_refused(run_command(*command, "--data", verified.data), "audio encoder")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prompts.txt").write_text("Why?\tBecause.")
+    result = run_command(*command, "--data", tmp_path / "data")
+    assert result.returncode == 0, result.stderr
 
 
-def test_wrong_speech_data_is_refused_before_the_conversion(tmp_path: Path) -> None:
-    command = (CONVERT, TINY, tmp_path / "package", "--verify", "--data", tmp_path / "nowhere")
-    assert_refused(run_command(*command), "nowhere")
-    assert not (tmp_path / "package").exists()
+def test_a_prompt_that_is_longer_than_the_context_is_refused(verified: VerifiedPackages, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("why? " * 5000)
+    command = (CONVERT, "verify", verified.folders["int4"], "--reference", TINY, "--data", tmp_path)
+    assert_refused(run_command(*command), "positions", "--context-length")
 
 
 @given(LOGITS, LOGITS)
@@ -124,17 +151,3 @@ def test_divergence_is_that_of_the_textbook() -> None:
 )
 def test_agreement_counts_tokens_before_the_first_difference(found: list[int], expected: list[int], count: int) -> None:
     assert agreement(found, expected) == count
-
-
-def test_what_was_said_cannot_break_the_page() -> None:
-    hostile = "<script>alert(1)</script>"
-    example = {
-        "sound": hostile, "text": hostile, "reference_answer": hostile, "answer": "x", "divergence": 0.0,
-        "perplexity": 1.0, "reference_perplexity": 1.0,
-    }  # fmt: skip
-    speech = {"language": hostile, "examples": [example], "word_error_rate": 0.0, "reference_word_error_rate": 0.0}
-    report = {
-        "package": hostile, "recipe": "int4", "engine": "onnx", "size": 5, "tolerance": None, "passed": True,
-        "audio": [], "logits": [], "speech": speech,
-    }  # fmt: skip
-    assert "script" not in Page(render_page(report)).tags

@@ -1,0 +1,112 @@
+"""The report of a real verification, looked at in a real browser.
+
+The tests need Chromium on PATH; `make test` installs Debian's where it can.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from verified import VerifiedPackages
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TIMEOUT_SECONDS = 300
+PLOTS = {
+    "audio", "chrf", "divergence", "layers-audio", "layers-decoder", "logits", "size", "size-quality",
+    "word-error-rate",
+}  # fmt: skip
+COLOURS = {"light": ((255, 255, 255), (0x2F, 0x6F, 0xC4)), "dark": ((0x14, 0x17, 0x1D), (0x6E, 0xA8, 0xF2))}
+"""Paper and bars."""
+
+# Run in a copy of the page: what sticks out of its place is written into an attribute, which the dumped page shows.
+MEASURE = """<script>
+const page = document.documentElement, problems = [];
+if (page.scrollWidth > page.clientWidth) problems.push(`the page is ${page.scrollWidth} wide`);
+for (const figure of document.querySelectorAll("figure")) {
+  const outer = figure.getBoundingClientRect();
+  for (const part of figure.querySelectorAll("text, circle, span, output, i, figcaption")) {
+    const inner = part.getBoundingClientRect();
+    if (inner.left < outer.left - 1 || inner.right > outer.right + 1 ||
+        inner.top < outer.top - 1 || inner.bottom > outer.bottom + 1)
+      problems.push(`${figure.dataset.plot}: ${part.textContent}`);
+  }
+}
+const names = [...document.querySelectorAll("[data-plot=size-quality] svg text:not(.quiet)")];
+for (const [index, name] of names.entries())
+  for (const other of names.slice(index + 1)) {
+    const [a, b] = [name.getBoundingClientRect(), other.getBoundingClientRect()];
+    if (a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom)
+      problems.push(`${name.textContent} hides ${other.textContent}`);
+  }
+const drawn = [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().height > 60);
+page.dataset.problems = problems.join("; ");
+page.dataset.width = window.innerWidth;
+page.dataset.drawn = drawn.map((figure) => figure.dataset.plot).join(" ");
+</script></body>"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.fail(f"none of {', '.join(BROWSERS)} is on PATH: install chromium (Debian: apt install chromium).")
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(verified: VerifiedPackages) -> Path:
+    return verified.folders["int4"] / "report.html"
+
+
+def run_browser(browser: str, profile: Path, page: Path, *options: str) -> str:
+    command = (
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+        "--hide-scrollbars", f"--user-data-dir={profile}", *options, page.as_uri(),
+    )  # fmt: skip
+    outcome = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=TIMEOUT_SECONDS, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+    return outcome.stdout
+
+
+@pytest.mark.parametrize(("scheme", "width", "height"), [("light", 1200, 2600), ("dark", 420, 3600)])
+def test_the_report_is_drawn_in_light_and_in_dark(
+    browser: str, report: Path, tmp_path: Path, scheme: str, width: int, height: int
+) -> None:
+    picture = tmp_path / "report.png"
+    # 0 is dark, 1 is light.
+    preference = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+    options = (preference, f"--screenshot={picture}", f"--window-size={width},{height}")
+    run_browser(browser, tmp_path / "profile", report, *options)
+    with Image.open(picture) as image:
+        assert image.size == (width, height)
+        colours = image.convert("RGB").getcolors(width * height)
+    counts = {colour: count for count, colour in colours}
+    paper, bars = COLOURS[scheme]
+    assert max(counts, key=lambda colour: counts[colour]) == paper
+    # Not blank: bars and curves have their colour, and letters have smooth edges.
+    assert counts.get(bars, 0) > 2000
+    assert len(counts) > 100
+
+
+@pytest.mark.parametrize("width", [1200, 420])
+def test_every_plot_is_there_and_nothing_sticks_out(browser: str, report: Path, tmp_path: Path, width: int) -> None:
+    measured = tmp_path / "measured.html"
+    measured.write_text(report.read_text(encoding="utf-8").replace("</body>", MEASURE), encoding="utf-8")
+    dumped = run_browser(browser, tmp_path / "profile", measured, "--dump-dom", f"--window-size={width},900")
+    found = dict(re.findall(r'data-(problems|width|drawn)="([^"]*)"', dumped))
+    assert found["problems"] == ""
+    assert int(found["width"]) == width
+    assert set(found["drawn"].split()) == PLOTS
+    assert dumped.count("<svg") == 3
+    assert dumped.count('class="verdict measured"') == 1
+
+
+def test_the_drawn_page_names_no_other_place(browser: str, report: Path, tmp_path: Path) -> None:
+    dumped = run_browser(browser, tmp_path / "profile", report, "--dump-dom")
+    assert "</html>" in dumped
+    assert not re.search(r"https?:|\b(src|href)=|url\(|@import|<script", dumped)
