@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,11 +26,11 @@ class Calibration:
     """Second moments of inputs, measured on some data; those of a large model lie on the disk.
 
     Args:
-        data: what the model is asked; answers that are given are read by it too.
+        data: what the model is asked, one part per spoken language; answers that are given are read by it too.
         progress: told of the layers that ran.
     """
 
-    def __init__(self, data: EvaluationData, progress: Progress) -> None:
+    def __init__(self, data: Sequence[EvaluationData], progress: Progress) -> None:
         self._data = data
         self._progress = progress
 
@@ -43,9 +43,11 @@ class Calibration:
             source: folder of the checkpoint.
             recipe: says which matrices are rounded by calibration.
         """
+        writer = QuestionWriter(package)
         prompts = [
             Prompt((*question.prompt.tokens, *question.tokens), question.prompt.log_mel)
-            for question in QuestionWriter(package).questions(self._data)
+            for data in self._data
+            for question in writer.questions(data)
         ]
         tensors = calibrated_tensors(open_checkpoint(source), recipe)
         with tempfile.TemporaryDirectory(dir=package.folder.parent) as folder:

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from cabochon.languages import language_name
 from cabochon_convert.recipes import RECIPES
 
 if TYPE_CHECKING:
+    from cabochon_convert.calibration import Calibration
     from cabochon_convert.evaluation_data import EvaluationData
 
 
@@ -44,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output", type=Path, help="folder of the package to be written")
     parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="int4", help="quantization (default: int4)")
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="folder laid out as for --data, of other speech: recipes that calibrate round by what the model makes of "
+        "it",
+    )
     parser.add_argument(
         "--context-length", type=int, help="positions that the graph can address (default: 4096, or all of the model's)"
     )
@@ -78,7 +86,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="verify on speech and prompts of your own: a folder of NAME.wav with NAME.txt (what is said), "
         "NAME.de.txt (what it means in German) and prompts.txt",
     )
-    parser.add_argument("--language", default="English", help="spoken in --data (default: %(default)s)")
+    parser.add_argument(
+        "--language", default="English", help="spoken in --data and --calibration (default: %(default)s)"
+    )
 
 
 def _convert(arguments: argparse.Namespace) -> int:
@@ -89,17 +99,28 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.context_length is not None and arguments.context_length < 1:
         raise RequestError(f"--context-length is {arguments.context_length}, expected a positive number.")
     data = None
+    if arguments.data is not None and not arguments.verify:
+        raise RequestError(f"--data {arguments.data} is for verifying: say --verify too, or leave it out.")
     if arguments.verify:
         _refuse_unverifiable(arguments)
         data = _evaluation_data(arguments)
+    recipe = RECIPES[arguments.recipe]
+    if recipe.is_calibrated != (arguments.calibration is not None):
+        raise RequestError(
+            f"the recipe {recipe.name} needs data to calibrate on: name a folder with --calibration."
+            if recipe.is_calibrated
+            else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
+        )
     settings = ConversionSettings(
-        recipe=RECIPES[arguments.recipe],
+        recipe=recipe,
         context_length=arguments.context_length,
         text_only=arguments.text_only,
         replace=arguments.replace,
     )
     started = time.perf_counter()
     with ProgressBars() as progress:
+        if arguments.calibration is not None:
+            settings = replace(settings, calibration=_calibration(arguments, progress))
         conversion = convert_onnx(arguments.checkpoint, arguments.output, settings, progress)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -139,6 +160,13 @@ def _evaluation_data(arguments: argparse.Namespace) -> EvaluationData | None:
     from cabochon_convert.evaluation_data import read_evaluation_data
 
     return read_evaluation_data(arguments.data, language_name(arguments.language))
+
+
+def _calibration(arguments: argparse.Namespace, progress: ProgressBars) -> Calibration:
+    from cabochon_convert.calibration import Calibration
+    from cabochon_convert.evaluation_data import read_evaluation_data
+
+    return Calibration([read_evaluation_data(arguments.calibration, language_name(arguments.language))], progress)
 
 
 class ProgressBars:

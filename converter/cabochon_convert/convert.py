@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import cabochon
 from cabochon.arrays import Float32Array
@@ -54,10 +54,16 @@ from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
 
-if TYPE_CHECKING:  # it needs torch, which a conversion without calibration does not
-    from cabochon_convert.calibration import Calibration
-
 DEFAULT_CONTEXT_LENGTH = 4096
+
+
+class InputMeasure(Protocol):
+    """What `cabochon_convert.calibration.Calibration` does; it needs torch, and conversions without it do not."""
+
+    def measured(
+        self, package: Package, source: Path, recipe: Recipe
+    ) -> AbstractContextManager[Callable[[str], Float32Array]]:
+        """Within it, second moments of inputs by the name of a weight matrix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +79,7 @@ class ConversionSettings:
     """Replace an existing package."""
     accuracy_level: int = ACCURACY_LEVEL
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
-    calibration: Calibration | None = None
+    calibration: InputMeasure | None = None
     """Measures the inputs of linear layers; needed by recipes with the algorithm "gptq"."""
 
     def __post_init__(self) -> None:

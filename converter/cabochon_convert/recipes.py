@@ -65,7 +65,6 @@ _INT8 = Recipe(
 )
 
 
-
 def _int4(name: str, attention_and_mlp: Precision) -> Recipe:
     """4 bits for the bulk of the decoder.
 
