@@ -19,6 +19,8 @@ from random_checkpoint import RandomWeights, e2b_config, write_random_checkpoint
 
 MAX_RESIDENT_BYTES = 1.5e9
 MAX_CPU_SECONDS = 180
+MAX_REFERENCE_BYTES = 4.5e9
+"""Of anonymous memory, when 3 GB of weights may stay."""
 NEEDED_BYTES = 15e9
 
 DECODE = """
@@ -33,6 +35,27 @@ answer = model.chat([cabochon.Message("user", "Where is the station?")], cabocho
 answer.finish()
 print(json.dumps({"tokens": answer.statistics.new_tokens, "tokens_per_second": answer.statistics.tokens_per_second,
                   "loaded": loaded, "after": resident()}))
+"""
+
+REFERENCE = """
+import sys, threading, time
+from pathlib import Path
+from cabochon_convert.progress import Silence
+from cabochon_convert.questions import Prompt
+from cabochon_convert.reference import ReferenceModel
+peak = 0
+def watch():
+    global peak
+    while True:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = max(peak, next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")))
+        time.sleep(0.05)
+threading.Thread(target=watch, daemon=True).start()
+reference = ReferenceModel(Path(sys.argv[1]), Silence(), memory=3_000_000_000)
+started = time.perf_counter()
+answers = reference.greedy([Prompt(tuple(range(300, 300 + count)), None) for count in (20, 50)], [3, 3], [])
+assert [len(answer) for answer in answers] == [3, 3]
+print(peak, (time.perf_counter() - started) / 3)
 """
 
 
@@ -67,6 +90,11 @@ def test_random_e2b_converts_to_int4_in_bounded_memory_and_time_and_decodes(work
     assert "60 key and value tensors were skipped" in notes
     assert resident < MAX_RESIDENT_BYTES
     assert cpu_seconds < MAX_CPU_SECONDS
+
+    outcome = subprocess.run([sys.executable, "-c", REFERENCE, checkpoint], check=True, capture_output=True, text=True)
+    anonymous, seconds = map(float, outcome.stdout.split())
+    print(f"reference: peak anonymous memory {anonymous / 1e9:.2f} GB, {seconds:.1f} s a pass")
+    assert anonymous < MAX_REFERENCE_BYTES
     shutil.rmtree(checkpoint)
 
     outcome = subprocess.run([sys.executable, "-c", DECODE, package], check=True, capture_output=True, text=True)

@@ -114,12 +114,19 @@ class QuestionWriter:
 
     def _question(self, task: Task, name: str, prompt: Prompt, text: str | None) -> Question:
         tokens = () if text is None else tuple(self.tokenizer.encode(text))
+        audio = self._manifest.audio
+        if audio is not None:
+            places = (*prompt.tokens, *tokens).count(audio.soft_token)
+            if places != (0 if prompt.log_mel is None else audio.token_count(len(prompt.log_mel))):
+                raise RequestError(
+                    f"{_short(name)} or its answer has the placeholder of a sound in its text: take it out."
+                )
         # Rounding may make an answer longer, but one that is twice as long has gone astray.
         wanted = TYPED_ANSWER_TOKENS if text is None else 2 * len(tokens) + 16
         room = self._manifest.text.context_length - len(prompt.tokens)
         if room <= len(tokens):
             raise RequestError(
-                f"{name!r} and its answer take {len(prompt.tokens) + len(tokens)} of "
+                f"{_short(name)} and its answer take {len(prompt.tokens) + len(tokens)} of "
                 f"{self._manifest.text.context_length} positions: convert with a larger --context-length."
             )
         return Question(task, name, prompt, text, tokens, min(wanted, room))
@@ -143,6 +150,11 @@ def made_up_clips(audio: AudioModel | None) -> list[Float32Array]:
         waveform = 0.3 * glide + 0.02 * generator.standard_normal(len(time))
         clips.append(log_mel(waveform.astype(np.float32), audio.log_mel))
     return clips
+
+
+def _short(name: str) -> str:
+    """A question as an error names it."""
+    return repr(name if len(name) <= 60 else f"{name[:60]}…")
 
 
 def _hear(sound: Path, audio: AudioModel) -> Float32Array:

@@ -78,7 +78,7 @@ class Report:
         agreed, tokens = (sum(getattr(c, name) for c in self.logits) for name in ("greedy_agreement", "greedy_tokens"))
         lines["greedy tokens"] = f"{agreed} of {tokens} before the first difference"
         for task in self.tasks:
-            lines[task.title.lower()] = _task_summary(task)
+            lines[task.title[0].lower() + task.title[1:]] = _task_summary(task)
         limit = "no limit for a rounding recipe" if self.tolerance is None else f"limit {self.tolerance:g}"
         lines["verdict"] = f"{'passed' if self.passed else 'FAILED'} ({limit})"
         return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -99,11 +100,13 @@ def _ask_reference(
     store: LogitStore,
     progress: Progress,
 ) -> ReferenceRecord:
-    """Everything that the checkpoint has to say; its weights are gone from memory afterwards."""
+    """Everything that the checkpoint has to say."""
     clips = made_up_clips(manifest.audio)
     probes = [*(writer.probe(clip) for clip in clips), writer.probe(None)]
-    reference = ReferenceModel(checkpoint, progress)
-    return record_reference(reference, clips, probes, questions, manifest.sampling, store)
+    record = record_reference(ReferenceModel(checkpoint, progress), clips, probes, questions, manifest.sampling, store)
+    # Modules and their hooks hold each other, and the packages need the memory of the weights now.
+    gc.collect()
+    return record
 
 
 def _compare_package(package: Package, record: ReferenceRecord, store: LogitStore, progress: Progress) -> Report:

@@ -102,7 +102,7 @@ def test_the_commands_verify_what_they_are_told(verified: VerifiedPackages, tmp_
     command = (CONVERT, "verify", package, verified.folders["float"], "--reference", TINY, "--data", verified.data)
     result = run_command(*command)
     assert result.returncode == 0, result.stderr
-    for line in ("recipe int8", "recipe float", "translation into german: ", "word error rate", "chrF"):
+    for line in ("recipe int8", "recipe float", "translation into German: ", "word error rate", "chrF"):
         assert line in result.stdout
     assert result.stdout.count("report: ") == 2
 
@@ -127,6 +127,12 @@ def test_a_prompt_that_is_longer_than_the_context_is_refused(verified: VerifiedP
     (tmp_path / "prompts.txt").write_text("why? " * 5000)
     command = (CONVERT, "verify", verified.folders["int4"], "--reference", TINY, "--data", tmp_path)
     assert_refused(run_command(*command), "positions", "--context-length")
+
+
+def test_a_prompt_that_holds_the_placeholder_of_a_sound_is_refused(verified: VerifiedPackages, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("<|audio|>")
+    command = (CONVERT, "verify", verified.folders["int4"], "--reference", TINY, "--data", tmp_path)
+    assert_refused(run_command(*command), "<|audio|>", "sound")
 
 
 @given(LOGITS, LOGITS)
