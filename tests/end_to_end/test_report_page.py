@@ -5,6 +5,7 @@ The tests need Chromium on PATH; `make test` installs Debian's where it can.
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ PLOTS = {
 COLOURS = {"light": ((255, 255, 255), (0x2F, 0x6F, 0xC4)), "dark": ((0x14, 0x17, 0x1D), (0x6E, 0xA8, 0xF2))}
 """Paper and bars."""
 
-# Run in a copy of the page: what sticks out of its place is written into an attribute, which the dumped page shows.
+# Run in a frame that holds a copy of the page (a window of Chromium is never narrower than 500): what sticks out of
+# its place is written into an attribute of the page around it, which is dumped.
 MEASURE = """<script>
 const page = document.documentElement, problems = [];
 if (page.scrollWidth > page.clientWidth) problems.push(`the page is ${page.scrollWidth} wide`);
@@ -44,9 +46,12 @@ for (const [index, name] of names.entries())
       problems.push(`${name.textContent} hides ${other.textContent}`);
   }
 const drawn = [...document.querySelectorAll("figure")].filter((f) => f.getBoundingClientRect().height > 60);
-page.dataset.problems = problems.join("; ");
-page.dataset.width = window.innerWidth;
-page.dataset.drawn = drawn.map((figure) => figure.dataset.plot).join(" ");
+const found = top.document.documentElement.dataset;
+found.problems = problems.join("; ");
+found.width = window.innerWidth;
+found.drawn = drawn.map((figure) => figure.dataset.plot).join(" ");
+found.pictures = document.querySelectorAll("svg").length;
+found.verdict = document.querySelector(".verdict")?.textContent;
 </script></body>"""
 
 
@@ -94,17 +99,34 @@ def test_the_report_is_drawn_in_light_and_in_dark(
     assert len(counts) > 100
 
 
+def measure(browser: str, folder: Path, page: str, width: int) -> dict[str, str]:
+    """What the page looks like in a window of this width."""
+    frame = html.escape(page.replace("</body>", MEASURE))
+    measured = folder / "measured.html"
+    measured.write_text(
+        f'<!DOCTYPE html>\n<iframe width="{width}" height="900" style="border: 0" srcdoc="{frame}"></iframe>',
+        encoding="utf-8",
+    )
+    dumped = run_browser(browser, folder / "profile", measured, "--dump-dom", "--window-size=1300,1000")
+    # Chromium writes the attributes of the outer page first.
+    return dict(re.findall(r' data-([a-z]+)="([^"]*)"', dumped.partition("<head>")[0]))
+
+
 @pytest.mark.parametrize("width", [1200, 420])
 def test_every_plot_is_there_and_nothing_sticks_out(browser: str, report: Path, tmp_path: Path, width: int) -> None:
-    measured = tmp_path / "measured.html"
-    measured.write_text(report.read_text(encoding="utf-8").replace("</body>", MEASURE), encoding="utf-8")
-    dumped = run_browser(browser, tmp_path / "profile", measured, "--dump-dom", f"--window-size={width},900")
-    found = dict(re.findall(r'data-(problems|width|drawn)="([^"]*)"', dumped))
+    found = measure(browser, tmp_path, report.read_text(encoding="utf-8"), width)
     assert found["problems"] == ""
     assert int(found["width"]) == width
     assert set(found["drawn"].split()) == PLOTS
-    assert dumped.count("<svg") == 3
-    assert dumped.count('class="verdict measured"') == 1
+    assert found["pictures"] == "3"
+    assert found["verdict"] == "measured"
+
+
+def test_what_sticks_out_would_be_found(browser: str, tmp_path: Path) -> None:
+    wide = '<figure data-plot="wide"><span style="display: block; width: 2000px">words</span></figure>'
+    problems = measure(browser, tmp_path, f"<body>{wide}</body>", 1200)["problems"]
+    assert "the page is" in problems
+    assert "wide: words" in problems
 
 
 def test_the_drawn_page_names_no_other_place(browser: str, report: Path, tmp_path: Path) -> None:

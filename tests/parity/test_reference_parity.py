@@ -81,8 +81,8 @@ def test_verification_fails_when_a_weight_is_wrong(random_checkpoint: Path, tmp_
 @pytest.mark.parametrize(
     ("recipe", "cosine", "divergence", "same_top_token"),
     [
-        # Weights of 8 bits and activations of 8 bits.
-        ("int8", 0.99, 0.02, 0.95),
+        # Weights of 8 bits and activations of 8 bits; 3 of the 53 positions of a prompt are near ties.
+        ("int8", 0.99, 0.02, 0.93),
         # Decoder weights of 4 bits; the audio encoder stays at 8. Most positions lie inside the prompt, where the model
         # was never trained to predict anything and has no clear favourite.
         ("int4", 0.99, 0.3, 0.75),
