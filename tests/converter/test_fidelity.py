@@ -76,8 +76,9 @@ def test_a_translation_is_held_against_its_own_line(verified: VerifiedPackages) 
 def test_a_prompt_without_an_expected_answer_is_measured_along_the_checkpoints_own(verified: VerifiedPackages) -> None:
     free, expected = tasks(verified, "int4")["Typed prompts"].answers
     assert (free.text, expected.text) == (None, "Good morning!")
-    # Greedy tokens are the likeliest ones.
-    assert free.reference_perplexity < 5
+    # The likeliest of so many tokens has at least this share.
+    vocabulary_size = open_package(verified.folders["int4"]).manifest.text.vocabulary_size
+    assert 1 <= free.reference_perplexity < vocabulary_size
 
 
 def test_the_report_files_hold_what_was_measured_and_every_package_of_the_run(verified: VerifiedPackages) -> None:
