@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -111,16 +110,15 @@ def _convert(arguments: argparse.Namespace) -> int:
             if recipe.is_calibrated
             else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
         )
-    settings = ConversionSettings(
-        recipe=recipe,
-        context_length=arguments.context_length,
-        text_only=arguments.text_only,
-        replace=arguments.replace,
-    )
     started = time.perf_counter()
     with ProgressBars() as progress:
-        if arguments.calibration is not None:
-            settings = replace(settings, calibration=_calibration(arguments, progress))
+        settings = ConversionSettings(
+            recipe=recipe,
+            context_length=arguments.context_length,
+            text_only=arguments.text_only,
+            replace=arguments.replace,
+            calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
+        )
         conversion = convert_onnx(arguments.checkpoint, arguments.output, settings, progress)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)

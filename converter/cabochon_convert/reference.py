@@ -209,7 +209,8 @@ class InputMoments:
 
     def mean(self) -> Float32Array:
         """float32 [width, width]; zeros where nothing was seen."""
-        return np.asarray(self._total / max(self._count, 1))
+        mean: Float32Array = (self._total / max(self._count, 1)).numpy()
+        return mean
 
 
 def _groups_in_memory(widths: dict[str, int]) -> Iterator[list[str]]:

@@ -23,7 +23,8 @@ REPOSITORY = TINY.parent.parent
 def main() -> int:
     """Convert, load, translate every demo sound, print what came out beside what was said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="int4", help="quantization (default: %(default)s)")
+    names = sorted(name for name, recipe in RECIPES.items() if not recipe.is_calibrated)
+    parser.add_argument("--recipe", choices=names, default="int4", help="quantization (default: %(default)s)")
     recipe = parser.parse_args().recipe
     package = REPOSITORY / "build" / f"tiny-{recipe}"
     command = ["cabochon-convert", TINY.relative_to(REPOSITORY), package.relative_to(REPOSITORY), "--recipe", recipe]

@@ -6,7 +6,19 @@ from hypothesis import strategies as st
 from random_checkpoint import small_config, tensor_shapes
 
 from cabochon_convert.quantize import Precision
-from cabochon_convert.recipes import EMBEDDING, FLOAT, INT4, INT8, PER_LAYER_EMBEDDING, RECIPES, Recipe, Rule
+from cabochon_convert.recipes import (
+    EMBEDDING,
+    FLOAT,
+    INT2,
+    INT4,
+    INT4_CALIBRATED,
+    INT4_SEARCHED,
+    INT8,
+    PER_LAYER_EMBEDDING,
+    RECIPES,
+    Recipe,
+    Rule,
+)
 
 LAYER = "model.language_model.layers.7."
 AUDIO_LAYER = "model.audio_tower.layers.1."
@@ -55,4 +67,34 @@ def test_any_name_has_a_precision(tensor: str, recipe: str) -> None:
 
 
 def test_recipes_go_by_their_names() -> None:
-    assert {name: recipe.name for name, recipe in RECIPES.items()} == {"float": "float", "int8": "int8", "int4": "int4"}
+    names = ["float", "int8", "int4", "int4-mixed", "int4-calibrated", "int2-mixed"]
+    assert [recipe.name for recipe in RECIPES.values()] == names
+    assert list(RECIPES) == names
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tensor", "expected"),
+    [
+        ("int4-mixed", LAYER + "self_attn.v_proj.weight", INT8),
+        ("int4-mixed", LAYER + "mlp.down_proj.weight", INT8),
+        ("int4-mixed", LAYER + "mlp.up_proj.weight", INT4_SEARCHED),
+        ("int4-calibrated", LAYER + "mlp.down_proj.weight", INT4_CALIBRATED),
+        ("int4-calibrated", LAYER + "per_layer_input_gate.weight", INT8),
+        ("int2-mixed", LAYER + "mlp.up_proj.weight", INT2),
+        ("int2-mixed", LAYER + "mlp.down_proj.weight", INT4_SEARCHED),
+    ],
+)
+def test_sensitive_matrices_have_more_bits(recipe: str, tensor: str, expected: Precision) -> None:
+    assert RECIPES[recipe].precision(tensor) == expected
+
+
+def test_only_the_calibrated_recipe_needs_calibration() -> None:
+    assert [name for name, recipe in RECIPES.items() if recipe.is_calibrated] == ["int4-calibrated"]
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_embedding_tables_are_stored_as_the_runtime_can_look_them_up(recipe: str) -> None:
+    for table in (EMBEDDING, PER_LAYER_EMBEDDING):
+        precision = RECIPES[recipe].precision(table)
+        assert precision.symmetric
+        assert precision.bits >= 4

@@ -1,0 +1,189 @@
+"""Speech for training and testing: synthesizers read phrasebook sentences; a simulated room and microphone spoil them.
+
+Run as a script it fills the cache that train.py reads: shards of log-mel spectrograms in half precision with the
+utterances' texts beside them. Every utterance depends on its own seed only, so the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.signal import fftconvolve
+
+from cabochon.log_mel import log_mel
+from cabochon_convert.processor import DEFAULT_LOG_MEL
+
+from .phrasebook import Sentence, draw, spoken_words
+from .voices import SAMPLE_RATE, TESTS, TRAINING, Condition, Float32Array, Voice, phones
+from .words import LANGUAGES
+
+LOG_MEL: Final = DEFAULT_LOG_MEL
+DEFAULT_CACHE: Final = Path("~/.cache/cabochon-four-languages").expanduser()
+VALIDATION_UTTERANCES: Final = 240
+_EQUALIZER_POINTS: Final = 8
+_EQUALIZER_DECIBELS: Final = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """One synthesized sentence."""
+
+    sentence: Sentence
+    language: str
+    voice: Voice
+    waveform: Float32Array
+    """float32 [samples] in [-1, 1] at `SAMPLE_RATE`."""
+
+
+def _trim(waveform: Float32Array) -> Float32Array:
+    """Without the synthesizer's silence at both ends."""
+    loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
+    return waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
+
+
+def _reverberate(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+    """Noise that decays by 60 dB within 50 to 250 ms, as the response of a small room."""
+    length = int(SAMPLE_RATE * generator.uniform(0.05, 0.25))
+    response = generator.standard_normal(length) * 10.0 ** (-3.0 * np.arange(length) / length)
+    response *= generator.uniform(0.1, 0.5) / np.sqrt(np.square(response).sum())
+    response[0] = 1.0
+    return np.asarray(fftconvolve(waveform, response)[: len(waveform)], np.float32)
+
+
+def _color(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+    """A smooth random frequency response, as of another microphone."""
+    gains = generator.uniform(-_EQUALIZER_DECIBELS, _EQUALIZER_DECIBELS, _EQUALIZER_POINTS)
+    spectrum = np.fft.rfft(waveform)
+    # Points evenly spaced on an octave scale over the upper seven octaves of the band.
+    places = np.log2(np.maximum(np.arange(len(spectrum)) / len(spectrum), 2.0**-7)) / 7 + 1
+    curve = np.interp(places, np.linspace(0, 1, _EQUALIZER_POINTS), gains)
+    return np.asarray(np.fft.irfft(spectrum * 10 ** (curve / 20), len(waveform)), np.float32)
+
+
+def _add_noise(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+    """White or pink noise, 12 to 40 dB below the speech."""
+    noise = generator.standard_normal(len(waveform))
+    if generator.random() < 0.5:
+        spectrum = np.fft.rfft(noise)
+        noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(waveform))
+        noise /= noise.std()
+    level = np.sqrt(np.square(waveform).mean()) * 10 ** (-generator.uniform(12, 40) / 20)
+    return np.asarray(waveform + level * noise, np.float32)
+
+
+def spoil(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+    """The same speech after silence at both ends, perhaps a room and another microphone, a gain and perhaps noise."""
+    before, after = generator.uniform(0.04, 0.22), generator.uniform(0.12, 0.3)  # seconds
+    padded = np.pad(_trim(waveform), (int(SAMPLE_RATE * before), int(SAMPLE_RATE * after)))
+    if generator.random() < 0.35:
+        padded = _reverberate(padded, generator)
+    if generator.random() < 0.5:
+        padded = _color(padded, generator)
+    scaled = padded * np.float32(generator.uniform(0.15, 0.9) / (np.abs(padded).max() + 1e-6))
+    noisy = _add_noise(scaled, generator) if generator.random() < 0.6 else scaled
+    return np.clip(noisy, -1, 1).astype(np.float32)
+
+
+def _speak(sentence: Sentence, language: str, condition: Condition, generator: random.Random) -> Utterance:
+    voice = Voice.draw(condition, language, generator)
+    clean = voice.say(sentence.spoken[language])
+    return Utterance(sentence, language, voice, spoil(clean, np.random.default_rng(generator.getrandbits(63))))
+
+
+def utterances(condition: Condition, first: int, count: int) -> Iterator[Utterance]:
+    """Utterances number `first` to `first + count - 1` of the condition's endless, seeded stream of all languages."""
+    for number in range(first, first + count):
+        generator = random.Random(f"{condition.seed} {number}")
+        language = LANGUAGES[number % len(LANGUAGES)]
+        if language in condition.accents:
+            yield _speak(draw(generator, condition.held_out), language, condition, generator)
+
+
+def distinct_utterances(condition: Condition, count: int, language: str) -> Iterator[Utterance]:
+    """Utterances of one language, with no sentence twice."""
+    said: set[str] = set()
+    number = 0
+    while len(said) < count:
+        generator = random.Random(f"{condition.seed} {language} {number}")
+        number += 1
+        sentence = draw(generator, condition.held_out)
+        if sentence.written[language] not in said:
+            said.add(sentence.written[language])
+            yield _speak(sentence, language, condition, generator)
+
+
+def _phones_of(spoken: Sequence[Utterance]) -> dict[int, list[str]]:
+    """By place in the sequence."""
+    found: dict[int, list[str]] = {}
+    for language in LANGUAGES:
+        places = [place for place, utterance in enumerate(spoken) if utterance.language == language]
+        # Without punctuation, which would cut a line into several.
+        texts = [" ".join(spoken_words(spoken[place].sentence.spoken[language])) for place in places]
+        if texts:
+            found |= dict(zip(places, phones(texts, language), strict=True))
+    return found
+
+
+def write_shard(condition: Condition, first: int, count: int, base: Path) -> Path:
+    """Writes `base`.npy, float16 [frames of all utterances, mel bins], and `base`.json, one entry per utterance."""
+    spoken = list(utterances(condition, first, count))
+    spectrograms = [log_mel(utterance.waveform, LOG_MEL).astype(np.float16) for utterance in spoken]
+    phones_of = _phones_of(spoken)
+    entries: list[Mapping[str, object]] = [
+        {
+            "language": utterance.language,
+            "written": utterance.sentence.written,
+            "phones": phones_of[place],
+            "voice": utterance.voice.name,
+            "frames": len(spectrograms[place]),
+        }
+        for place, utterance in enumerate(spoken)
+    ]
+    np.save(base.with_suffix(".npy"), np.concatenate(spectrograms))
+    partial = base.with_suffix(".partial")
+    partial.write_text(json.dumps(entries, ensure_ascii=False))
+    partial.rename(base.with_suffix(".json"))  # only now is the shard complete for a reader
+    return base
+
+
+def read_frames(base: Path) -> npt.NDArray[np.float16]:
+    """float16 [frames of all utterances, mel bins], mapped from the file."""
+    frames: npt.NDArray[np.float16] = np.load(base.with_suffix(".npy"), mmap_mode="r")
+    return frames
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for the shards (%(default)s)")
+    parser.add_argument("--utterances", type=int, default=64000, help="for training (%(default)s)")
+    parser.add_argument("--shard-size", type=int, default=1000, help="utterances per shard (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
+    arguments = parser.parse_args()
+    arguments.cache.mkdir(parents=True, exist_ok=True)
+    jobs = [(TESTS[0], 0, VALIDATION_UTTERANCES, arguments.cache / "validation")]
+    for first in range(0, arguments.utterances, arguments.shard_size):
+        base = arguments.cache / f"train_{first:06d}"
+        jobs.append((TRAINING, first, min(arguments.shard_size, arguments.utterances - first), base))
+    missing = [job for job in jobs if not job[3].with_suffix(".json").exists()]
+    begin = time.monotonic()
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        futures = [pool.submit(write_shard, *job) for job in missing]
+        for done, future in enumerate(as_completed(futures), 1):
+            remaining = (time.monotonic() - begin) / done * (len(missing) - done)
+            print(f"{future.result().name}: {done}/{len(missing)} shards, {remaining:.0f} s left", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
