@@ -75,7 +75,10 @@ def test_calibrated_rounding_brings_the_decoder_closer_to_the_checkpoint(data: P
         for name in ("int4", "int4-calibrated")
     ]
     plain, calibrated = verify_packages(folders, TINY, Silence(), examples)
-    assert np.mean([task.divergence for task in calibrated.tasks]) < np.mean([task.divergence for task in plain.tasks])
+    # Behind every layer; three answers are too few to compare their divergence.
+    assert all(
+        ours < 0.8 * theirs for ours, theirs in zip(calibrated.layers.decoder, plain.layers.decoder, strict=True)
+    )
     applied = {row.tensor: row.algorithm for row in open_package(folders[1]).manifest.recipe.precisions}
     assert applied[DOWN] == "gptq"
 
