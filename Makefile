@@ -39,7 +39,7 @@ $(RUNTIME_VENV)/stamp: $(SET_UP)
 browser:
 	@for name in $(BROWSERS); do if command -v $$name >/dev/null; then exit 0; fi; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; \
+		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
 	else \
 		echo "The tests look at reports in a browser: install chromium (Debian: apt install chromium)." >&2; exit 1; \
 	fi
