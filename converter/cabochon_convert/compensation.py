@@ -13,7 +13,7 @@ DAMPING = 0.01
 
 
 def round_compensated(
-    weights: Float32Array, second_moments: Float32Array, bits: int, block_size: int, symmetric: bool
+    weights: Float32Array, spread: Float32Array, bits: int, block_size: int, symmetric: bool
 ) -> tuple[npt.NDArray[np.uint8], Grid]:
     """Integers [rows, blocks, block_size] and their grid [rows, blocks].
 
@@ -22,13 +22,12 @@ def round_compensated(
 
     Args:
         weights: [rows, columns], columns a multiple of the block size.
-        second_moments: [columns, columns], mean of input times input transposed.
+        spread: [columns, columns], from `error_spread`.
         bits: of the integers.
         block_size: consecutive columns that share one scale.
         symmetric: whether the zero point is the same everywhere.
     """
     rows, columns = weights.shape
-    spread = _inverse_factor(second_moments)
     remaining = weights.astype(np.float32, copy=True)
     values = np.empty((rows, columns // block_size, block_size), np.uint8)
     scales, zero_points = (np.empty((rows, columns // block_size), np.float32) for _ in range(2))
@@ -57,9 +56,17 @@ def _round_block(
     return errors
 
 
-def _inverse_factor(second_moments: Float32Array) -> Float32Array:
-    """The upper Cholesky factor of the damped matrix's inverse; inputs that are always zero count as independent."""
-    moments = second_moments.astype(np.float64)
+def error_spread(second_moments: Float32Array, block_size: int) -> Float32Array:
+    """How a column's error is spread over those to its right: made once, however many rows are rounded by it.
+
+    The upper Cholesky factor of the damped matrix's inverse. Inputs that are always zero count as independent, and so
+    do those that fill up the last block.
+
+    Args:
+        second_moments: [inputs, inputs], mean of input times input transposed.
+        block_size: consecutive columns that share one scale.
+    """
+    moments = np.pad(second_moments.astype(np.float64), (0, -len(second_moments) % block_size))
     diagonal = np.einsum("ii->i", moments)  # a view: writes through
     dead = diagonal <= 0
     diagonal[dead] = 1.0

@@ -144,7 +144,7 @@ def convert_onnx(
             tokenizer_file=TOKENIZER_NAME,
             chat_template_file=CHAT_TEMPLATE_NAME,
             engines={},
-            files=list_files(beside, progress.advance),
+            files=list_files(beside, Silence().advance),
         )
         with _second_moments(Package(beside, draft), source, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments)

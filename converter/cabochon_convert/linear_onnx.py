@@ -10,6 +10,7 @@ import numpy as np
 from cabochon.arrays import Float32Array
 from cabochon.manifest import AppliedPrecision, RowRegion
 from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.compensation import error_spread
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.quantize import Precision, quantize_matrix
 from cabochon_convert.recipes import FLOAT, Recipe
@@ -130,9 +131,9 @@ class LinearWriter:
 
         def values() -> Iterator[np.ndarray]:
             for matrix in matrices:
-                moments = self._moments(matrix.tensor, precision)
+                spread = self._spread(matrix.tensor, precision)
                 for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
-                    quantized = quantize_matrix(part, precision, moments)
+                    quantized = quantize_matrix(part, precision, spread)
                     scales.append(quantized.scales)
                     if quantized.zero_points is not None:
                         zero_points.append(quantized.zero_points)
@@ -156,12 +157,12 @@ class LinearWriter:
         self._graph.node("MatMulNBits", inputs_of_node, output, attributes, MICROSOFT)
         return StoredMatrix(precision, values_region, scales_region)
 
-    def _moments(self, tensor: str, precision: Precision) -> Float32Array | None:
+    def _spread(self, tensor: str, precision: Precision) -> Float32Array | None:
         if precision.algorithm != "gptq":
             return None
         if self._settings.second_moments is None:
             raise ValueError(f"the recipe calibrates {tensor}, and there is no calibration")
-        return self._settings.second_moments(tensor)
+        return error_spread(self._settings.second_moments(tensor), precision.block_size)
 
     def _parts(self, matrices: Sequence[MatrixRows]) -> Iterator[np.ndarray]:
         for matrix in matrices:

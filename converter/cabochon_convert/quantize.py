@@ -63,9 +63,7 @@ class QuantizedMatrix:
     """[rows, bytes for one value per block], packed as the values; None: 2 ** (bits - 1) everywhere."""
 
 
-def quantize_matrix(
-    weights: Float32Array, precision: Precision, second_moments: Float32Array | None = None
-) -> QuantizedMatrix:
+def quantize_matrix(weights: Float32Array, precision: Precision, spread: Float32Array | None = None) -> QuantizedMatrix:
     """Round a matrix [rows, columns] block by block; rows do not depend on each other.
 
     A last block that is not full is padded with zeros.
@@ -73,7 +71,7 @@ def quantize_matrix(
     Args:
         weights: float32 [rows, columns].
         precision: block-wise integers.
-        second_moments: [columns, columns], mean of input times input transposed; needed by the algorithm "gptq" only.
+        spread: what `compensation.error_spread` made of the second moments of inputs; for the algorithm "gptq" only.
 
     Raises:
         ValueError: the algorithm needs second moments and there are none.
@@ -82,14 +80,11 @@ def quantize_matrix(
     if padding:
         weights = np.pad(weights, ((0, 0), (0, padding)))
     if precision.algorithm == "gptq":
-        if second_moments is None:
+        if spread is None:
             raise ValueError("the algorithm gptq needs the second moments of the matrix's inputs")
-        values, grid = round_compensated(
-            weights, np.pad(second_moments, (0, padding)), precision.bits, precision.block_size, precision.symmetric
-        )
+        values, grid = round_compensated(weights, spread, precision.bits, precision.block_size, precision.symmetric)
     else:
         values, grid = _round_independently(weights, precision)
-    # A block of zeros has no scale.
     zero_points = None if precision.symmetric else pack(grid.zero_points.astype(np.uint8), precision.bits)
     return QuantizedMatrix(pack(values, precision.bits), grid.scales, zero_points)
 

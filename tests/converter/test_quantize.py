@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from cabochon_convert.compensation import error_spread
 from cabochon_convert.quantize import Precision, dequantize_matrix, pack, quantize_matrix, unpack
 
 BITS = st.sampled_from([2, 4, 8])
@@ -20,7 +21,13 @@ MATRICES = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 130)),
 def round_trip(weights: np.ndarray, precision: Precision, moments: np.ndarray | None = None) -> np.ndarray:
     if moments is None:
         moments = np.eye(weights.shape[1], dtype=np.float32)
-    return dequantize_matrix(quantize_matrix(weights, precision, moments), weights.shape[1], precision)
+    spread = error_spread(moments, precision.block_size)
+    return dequantize_matrix(quantize_matrix(weights, precision, spread), weights.shape[1], precision)
+
+
+def independent(weights: np.ndarray, precision: Precision) -> np.ndarray:
+    """For inputs that do not vary together."""
+    return error_spread(np.eye(weights.shape[1], dtype=np.float32), precision.block_size)
 
 
 def square_error(weights: np.ndarray, precision: Precision) -> float:
@@ -57,7 +64,7 @@ def test_the_extreme_of_every_block_is_exact(weights: np.ndarray, precision: Pre
 
 @given(MATRICES, ALL_PRECISIONS)
 def test_zeros_stay_zeros_and_padding_is_zero(weights: np.ndarray, precision: Precision) -> None:
-    quantized = quantize_matrix(weights, precision, np.eye(weights.shape[1], dtype=np.float32))
+    quantized = quantize_matrix(weights, precision, independent(weights, precision))
     blocks = -(-weights.shape[1] // precision.block_size)
     padded = dequantize_matrix(quantized, blocks * precision.block_size, precision)
     assert (padded[:, : weights.shape[1]][weights == 0] == 0).all()
@@ -72,7 +79,7 @@ def test_rounding_twice_changes_nothing(weights: np.ndarray, precision: Precisio
 
 @given(MATRICES, ALL_PRECISIONS)
 def test_the_layout_is_that_of_the_operator(weights: np.ndarray, precision: Precision) -> None:
-    quantized = quantize_matrix(weights, precision, np.eye(weights.shape[1], dtype=np.float32))
+    quantized = quantize_matrix(weights, precision, independent(weights, precision))
     blocks = -(-weights.shape[1] // precision.block_size)
     assert quantized.values.shape == (len(weights), blocks, precision.block_size * precision.bits // 8)
     assert quantized.values.dtype == np.uint8
@@ -87,10 +94,10 @@ def test_the_layout_is_that_of_the_operator(weights: np.ndarray, precision: Prec
 
 @given(MATRICES, ALL_PRECISIONS)
 def test_rows_do_not_depend_on_each_other(weights: np.ndarray, precision: Precision) -> None:
-    moments = np.eye(weights.shape[1], dtype=np.float32)
-    whole = quantize_matrix(weights, precision, moments)
+    spread = independent(weights, precision)
+    whole = quantize_matrix(weights, precision, spread)
     for index in range(len(weights)):
-        alone = quantize_matrix(weights[index : index + 1], precision, moments)
+        alone = quantize_matrix(weights[index : index + 1], precision, spread)
         np.testing.assert_array_equal(alone.values[0], whole.values[index])
 
 

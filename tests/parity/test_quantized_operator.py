@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from cabochon_convert.compensation import error_spread
 from cabochon_convert.graph_onnx import MICROSOFT
 from cabochon_convert.quantize import Algorithm, Precision, dequantize_matrix, quantize_matrix
 
@@ -24,7 +25,7 @@ def test_products_are_those_of_the_stored_weights(bits: int, symmetric: bool, al
     weights = generator.standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
     x = generator.standard_normal((3, INPUTS)).astype(np.float32)
     precision = Precision(bits, 32, symmetric, algorithm)
-    quantized = quantize_matrix(weights, precision, x.T @ x)
+    quantized = quantize_matrix(weights, precision, error_spread(x.T @ x, 32))
     stored = [quantized.values, quantized.scales, quantized.zero_points]
     initializers = [
         numpy_helper.from_array(array, name)
