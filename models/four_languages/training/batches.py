@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from models.tiny.training.batches import IGNORED, audio_token_count, pad_features
 from tokenizers import Tokenizer
 
 from .dialogues import Exchange
 from .prompts import AFTER_AUDIO, AUDIO, END_OF_TURN, before_audio, before_typed_answer, translation_answer
-from .speech import LOG_MEL, read_frames
+from .speech import read_frames
 from .tokenizer import token_id
-
-IGNORED: Final = -100
-"""Label of positions without a target."""
-_MASKED_STRIPES: Final = 2
-_WIDEST_FREQUENCY_STRIPE: Final = 12  # mel bins
-_WIDEST_TIME_STRIPE: Final = 8  # frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +78,6 @@ def all_phones(examples: Sequence[Example]) -> list[str]:
     return sorted({phone for example in examples for phone in example.phones})
 
 
-def audio_token_count(frames: int) -> int:
-    """Encoder outputs for a number of log-mel frames: two convolutions of stride 2, each rounding up."""
-    halved = (frames + 1) // 2
-    return (halved + 1) // 2
-
-
-def mask_stripes(log_mel: npt.NDArray[np.float32], generator: random.Random) -> None:
-    """SpecAugment in place: a few bands of frequencies and spans of frames become the spectrogram's mean."""
-    frames, bins = log_mel.shape
-    mean = log_mel.mean()
-    for _ in range(_MASKED_STRIPES):
-        width = generator.randint(0, _WIDEST_FREQUENCY_STRIPE)
-        low = generator.randint(0, bins - width)
-        log_mel[:, low : low + width] = mean
-        length = generator.randint(0, _WIDEST_TIME_STRIPE)
-        start = generator.randint(0, max(1, frames - length))
-        log_mel[start : start + length] = mean
-
-
 class BatchMaker:
     """Turns examples and the languages asked for into padded tensors."""
 
@@ -134,7 +109,7 @@ class BatchMaker:
 
         A generator, where given, masks spectrograms.
         """
-        features, features_mask = _pad_features(examples, augmentation)
+        features, features_mask = pad_features([example.log_mel for example in examples], augmentation)
         phones = [[self._phone_ids.get(phone, 0) for phone in example.phones] for example in examples]
         known = [[phone for phone in row if phone] for row in phones]
         sound = Sound(
@@ -165,31 +140,3 @@ class BatchMaker:
             mask[row, occupied] = 1
             labels[row, : len(answer)] = answer
         return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), sound)
-
-
-def _pad_features(
-    examples: Sequence[Example], augmentation: random.Random | None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """float32 [batch, frames, mel bins] and bool [batch, frames]; frames are rounded up to 16, for fewer shapes."""
-    longest = -(-max(len(example.log_mel) for example in examples) // 16) * 16
-    features = np.zeros((len(examples), longest, LOG_MEL.mel_bins), np.float32)
-    mask = np.zeros((len(examples), longest), np.bool_)
-    for row, example in enumerate(examples):
-        frames = len(example.log_mel)
-        features[row, :frames] = example.log_mel
-        mask[row, :frames] = True
-        if augmentation is not None:
-            mask_stripes(features[row, :frames], augmentation)
-    return features, mask
-
-
-def batch_order(lengths: Sequence[int], batch_size: int, epoch: int, seed: int) -> Iterator[list[int]]:
-    """Indices of one epoch's batches in random order, utterances of similar length together; a remainder is dropped."""
-    generator = random.Random(f"{seed} {epoch}")
-    order = list(range(len(lengths)))
-    generator.shuffle(order)
-    for begin in range(0, len(order), batch_size * 16):
-        pool = sorted(order[begin : begin + batch_size * 16], key=lambda index: lengths[index])
-        batches = [pool[first : first + batch_size] for first in range(0, len(pool), batch_size)]
-        generator.shuffle(batches)
-        yield from (batch for batch in batches if len(batch) == batch_size)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import itertools
 import math
 import random
@@ -23,15 +22,17 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from models.tiny.training.architecture import HIDDEN_SIZE, build_model, reopen_model
+from models.tiny.training.batches import IGNORED, audio_token_count, batch_order
+from models.tiny.training.export import export_checkpoint
+from models.tiny.training.train import keep_freed_memory
 from torch.nn import functional
 from transformers import Gemma4ForConditionalGeneration
 
-from .architecture import HIDDEN_SIZE, build_model, reopen_model
-from .batches import IGNORED, Batch, BatchMaker, Example, Sound, all_phones, audio_token_count, batch_order, read_shard
+from .batches import Batch, BatchMaker, Example, Sound, all_phones, read_shard
 from .dialogues import draw_dialogue
-from .export import export_checkpoint
 from .speech import DEFAULT_CACHE
-from .tokenizer import train_tokenizer
+from .tokenizer import VOCABULARY_SIZE, train_tokenizer, write_tokenizer
 from .voices import is_easy
 from .words import LANGUAGES
 
@@ -75,15 +76,6 @@ class TrainingSettings:
         return min(self.averaging, (step + 1) / (step + 20))
 
 
-def keep_freed_memory() -> None:
-    """Tells glibc not to hand large freed blocks back to the system: on a CPU, page faults would take half the time."""
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        mmap_max, trim_threshold = -4, -1  # parameter numbers of <malloc.h>
-        library.mallopt(mmap_max, 0)
-        library.mallopt(trim_threshold, 2**31 - 1)
-
-
 def training_order(examples: Sequence[Example], settings: TrainingSettings) -> Iterator[list[int]]:
     """Endless: indices of each step's examples."""
     lengths = [len(example.log_mel) for example in examples]
@@ -116,7 +108,7 @@ class Trainer:
         self.settings = settings
         self.device = device
         self.step = 0
-        self.model = reopen_model(start) if start else build_model(settings.seed)
+        self.model = reopen_model(start) if start else build_model(settings.seed, VOCABULARY_SIZE)
         _move(self.model, device)
         # Channels last spares the front end's layer norms their transpositions.
         self.model.model.audio_tower.subsample_conv_projection.to(memory_format=torch.channels_last)
@@ -311,7 +303,8 @@ def main() -> None:
     calibration = [make.spoken(examples[first : first + 16], ["en"] * 16) for first in range(0, 2048, 16)]
     with trainer.averaged() as model:
         _move(model, "cpu")
-        export_checkpoint(model, calibration, arguments.output)
+        sounds = ((batch.sound.features, batch.sound.features_mask) for batch in calibration if batch.sound)
+        export_checkpoint(model, sounds, arguments.output, write_tokenizer)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -19,10 +20,10 @@ _POST_NORMS: Final = (
 )
 
 
-def _text_settings() -> dict[str, Any]:
+def _text_settings(vocabulary_size: int) -> dict[str, Any]:
     return {
-        "vocab_size": VOCABULARY_SIZE,
-        "vocab_size_per_layer_input": VOCABULARY_SIZE,
+        "vocab_size": vocabulary_size,
+        "vocab_size_per_layer_input": vocabulary_size,
         "hidden_size": HIDDEN_SIZE,
         "hidden_size_per_layer_input": PER_LAYER_EMBEDDING_WIDTH,
         "intermediate_size": 320,
@@ -54,7 +55,7 @@ def _audio_settings() -> dict[str, Any]:
     }
 
 
-def tiny_config() -> Gemma4Config:
+def tiny_config(vocabulary_size: int = VOCABULARY_SIZE) -> Gemma4Config:
     """Everything E2B has except vision.
 
     Both attention types occur among the layers with a cache of their own and among those that share one. The widths of
@@ -72,7 +73,7 @@ def tiny_config() -> Gemma4Config:
         "eos_token_id": [token_id("<eos>"), token_id("<turn|>")],
     }
     return Gemma4Config(
-        text_config=_text_settings(),
+        text_config=_text_settings(vocabulary_size),
         audio_config=_audio_settings(),
         vision_config=None,
         dtype="float32",
@@ -80,14 +81,25 @@ def tiny_config() -> Gemma4Config:
     )
 
 
-def build_model(seed: int) -> Gemma4ForConditionalGeneration:
+def build_model(seed: int, vocabulary_size: int = VOCABULARY_SIZE) -> Gemma4ForConditionalGeneration:
     """A fresh model in float32."""
     torch.manual_seed(seed)
-    model = Gemma4ForConditionalGeneration(tiny_config())
+    model = Gemma4ForConditionalGeneration(tiny_config(vocabulary_size))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             _initialize(name, parameter)
     return model
+
+
+def reopen_model(checkpoint: Path) -> Gemma4ForConditionalGeneration:
+    """A published model in float32, its clip bounds opened for training to go on."""
+    model: Gemma4ForConditionalGeneration = Gemma4ForConditionalGeneration.from_pretrained(
+        checkpoint, dtype=torch.float32
+    )
+    for name, buffer in model.named_buffers():
+        if name.endswith(("_min", "_max")):
+            buffer.fill_(-torch.inf if name.endswith("_min") else torch.inf)
+    return model.train()
 
 
 def _initialize(name: str, parameter: torch.nn.Parameter) -> None:

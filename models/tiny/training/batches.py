@@ -119,7 +119,7 @@ class BatchMaker:
         self, examples: Sequence[Example], targets: Sequence[str], augmentation: random.Random | None = None
     ) -> Batch:
         """One batch; `targets` are the written languages asked for; a generator, where given, masks spectrograms."""
-        features, features_mask = _pad_features(examples, augmentation)
+        features, features_mask = pad_features([example.log_mel for example in examples], augmentation)
         prompts = [
             self.prompt_ids(len(example.log_mel), target) for example, target in zip(examples, targets, strict=True)
         ]
@@ -149,16 +149,16 @@ class BatchMaker:
         return [phone for word in words for phone in self._phone_ids[word]]
 
 
-def _pad_features(
-    examples: Sequence[Example], augmentation: random.Random | None
+def pad_features(
+    spectrograms: Sequence[npt.NDArray[np.float16]], augmentation: random.Random | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """float32 [batch, frames, mel bins] and bool [batch, frames]; frames are rounded up to 16, for fewer shapes."""
-    longest = -(-max(len(example.log_mel) for example in examples) // 16) * 16
-    features = np.zeros((len(examples), longest, LOG_MEL.mel_bins), np.float32)
-    mask = np.zeros((len(examples), longest), np.bool_)
-    for row, example in enumerate(examples):
-        frames = len(example.log_mel)
-        features[row, :frames] = example.log_mel
+    longest = -(-max(map(len, spectrograms)) // 16) * 16
+    features = np.zeros((len(spectrograms), longest, LOG_MEL.mel_bins), np.float32)
+    mask = np.zeros((len(spectrograms), longest), np.bool_)
+    for row, spectrogram in enumerate(spectrograms):
+        frames = len(spectrogram)
+        features[row, :frames] = spectrogram
         mask[row, :frames] = True
         if augmentation is not None:
             mask_stripes(features[row, :frames], augmentation)

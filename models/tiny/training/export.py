@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -14,10 +14,11 @@ from transformers import Gemma4ForConditionalGeneration, GenerationConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4ClippableLinear
 
 from .architecture import FULL_ATTENTION_HEAD_WIDTH
-from .batches import Batch
 from .speech import LOG_MEL
-from .tokenizer import token_id, write_tokenizer
+from .tokenizer import token_id
 
+Sound = tuple[torch.Tensor, torch.Tensor]
+"""Features float32 [batch, frames, mel bins] and their mask bool [batch, frames]."""
 CLIP_MARGIN: Final = 0.05
 """Clip bounds lie this share of the observed range outside of it."""
 
@@ -84,8 +85,8 @@ def processor_config() -> dict[str, object]:
 
 
 @torch.no_grad()
-def set_clip_bounds(model: Gemma4ForConditionalGeneration, batches: Iterable[Batch]) -> None:
-    """Bounds every clipped linear of the encoder by what its inputs and outputs were on the batches, plus a margin."""
+def set_clip_bounds(model: Gemma4ForConditionalGeneration, sounds: Iterable[Sound]) -> None:
+    """Bounds every clipped linear of the encoder by what its inputs and outputs were on the sounds, plus a margin."""
     encoder = model.model.audio_tower
     linears = [module for module in encoder.modules() if isinstance(module, Gemma4ClippableLinear)]
     inputs: dict[torch.nn.Module, ObservedRange] = {linear: ObservedRange() for linear in linears}
@@ -96,8 +97,8 @@ def set_clip_bounds(model: Gemma4ForConditionalGeneration, batches: Iterable[Bat
         outputs[linear].observe(output)
 
     hooks = [linear.register_forward_hook(observe) for linear in linears]
-    for batch in batches:
-        encoder(batch.input_features, batch.input_features_mask)
+    for features, mask in sounds:
+        encoder(features, mask)
     for hook in hooks:
         hook.remove()
     for linear in linears:
@@ -115,12 +116,24 @@ def _rewrite_config(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def export_checkpoint(model: Gemma4ForConditionalGeneration, calibration: Iterable[Batch], folder: Path) -> None:
-    """Writes a folder that transformers loads; the weights are rounded to bfloat16 before the ranges are observed."""
+def export_checkpoint(
+    model: Gemma4ForConditionalGeneration,
+    sounds: Iterable[Sound],
+    folder: Path,
+    write_tokenizer: Callable[[Path], None],
+) -> None:
+    """Writes a folder that transformers loads; the weights are rounded to bfloat16 before the ranges are observed.
+
+    Args:
+        model: trained.
+        sounds: for clip bounds.
+        folder: takes the checkpoint.
+        write_tokenizer: writes the tokenizer's files into the folder.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))
-    set_clip_bounds(model, calibration)
+    set_clip_bounds(model, sounds)
     model.generation_config = generation_config()
     module: torch.nn.Module = model
     module.to(torch.bfloat16)

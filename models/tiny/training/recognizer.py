@@ -18,13 +18,15 @@ from cabochon_convert.processor import DEFAULT_LOG_MEL
 from .prompts import AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO
 
 SAMPLE_RATE: Final = DEFAULT_LOG_MEL.sample_rate
-_LONGEST_ANSWER: Final = 64  # tokens; the longest right one has 36
+LONGEST_ANSWER: Final = 64
+"""Tokens; the longest right one of this model has 36."""
 
 
 class Recognizer:
     """A checkpoint folder, run by transformers in float32 on the CPU."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, longest_answer: int = LONGEST_ANSWER) -> None:
+        self._longest_answer = longest_answer
         self._model: Any = transformers.Gemma4ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
         self._model.eval()
         self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
@@ -40,15 +42,37 @@ class Recognizer:
         # As Gemma4Processor.replace_audio_token counts.
         counts = [int(mask[::2][::2].sum()) for mask in features["input_features_mask"]]
         texts = [chat.replace(AUDIO, f"{BEGIN_OF_AUDIO}{AUDIO * count}{END_OF_AUDIO}") for count in counts]
-        tokens = self._tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+        return self._generate(
+            texts,
+            input_features=features["input_features"],
+            input_features_mask=features["input_features_mask"],
+        )
+
+    def typed_answers(self, questions: Sequence[str]) -> list[str]:
+        """Greedy answers to typed questions, each a conversation of its own."""
+        chats = [
+            self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+            )
+            for question in questions
+        ]
+        return self._generate(chats)
+
+    def _generate(
+        self,
+        texts: Sequence[str],
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+    ) -> list[str]:
+        tokens = self._tokenizer(list(texts), add_special_tokens=False, padding=True, return_tensors="pt")
         with torch.no_grad():
             generated = self._model.generate(
                 input_ids=tokens["input_ids"],
                 attention_mask=tokens["attention_mask"],
-                input_features=features["input_features"],
-                input_features_mask=features["input_features_mask"],
+                input_features=input_features,
+                input_features_mask=input_features_mask,
                 do_sample=False,
-                max_new_tokens=_LONGEST_ANSWER,
+                max_new_tokens=self._longest_answer,
             )
         decoded: list[str] = self._tokenizer.batch_decode(
             generated[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True

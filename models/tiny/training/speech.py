@@ -101,13 +101,13 @@ def synthesize(text: str, style: SpeakingStyle) -> Float32Array:
     return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE), np.float32)
 
 
-def _trim(waveform: Float32Array) -> Float32Array:
+def trim(waveform: Float32Array) -> Float32Array:
     """Without the synthesizer's silence at both ends."""
     loud = np.flatnonzero(np.abs(waveform) > 0.01 * np.abs(waveform).max())
     return waveform[loud[0] : loud[-1] + 1] if len(loud) else waveform
 
 
-def _reverberate(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+def reverberate(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
     """Noise that decays by 60 dB within 50 to 250 ms, as the response of a small room."""
     length = int(SAMPLE_RATE * generator.uniform(0.05, 0.25))
     response = generator.standard_normal(length) * 10.0 ** (-3.0 * np.arange(length) / length)
@@ -116,7 +116,7 @@ def _reverberate(waveform: Float32Array, generator: np.random.Generator) -> Floa
     return np.asarray(fftconvolve(waveform, response)[: len(waveform)], np.float32)
 
 
-def _add_noise(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
+def add_noise(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
     """White or pink noise, 12 to 40 dB below the speech."""
     noise = generator.standard_normal(len(waveform))
     if generator.random() < 0.5:
@@ -130,11 +130,11 @@ def _add_noise(waveform: Float32Array, generator: np.random.Generator) -> Float3
 def spoil(waveform: Float32Array, generator: np.random.Generator) -> Float32Array:
     """The same speech after silence at both ends, perhaps a room, a gain and perhaps noise; within [-1, 1]."""
     before, after = generator.uniform(0.04, 0.22), generator.uniform(0.12, 0.3)  # seconds
-    padded = np.pad(_trim(waveform), (int(SAMPLE_RATE * before), int(SAMPLE_RATE * after)))
+    padded = np.pad(trim(waveform), (int(SAMPLE_RATE * before), int(SAMPLE_RATE * after)))
     if generator.random() < 0.35:
-        padded = _reverberate(padded, generator)
+        padded = reverberate(padded, generator)
     scaled = padded * np.float32(generator.uniform(0.15, 0.9) / (np.abs(padded).max() + 1e-6))
-    noisy = _add_noise(scaled, generator) if generator.random() < 0.6 else scaled
+    noisy = add_noise(scaled, generator) if generator.random() < 0.6 else scaled
     return np.clip(noisy, -1, 1).astype(np.float32)
 
 

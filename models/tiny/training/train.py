@@ -29,7 +29,7 @@ from .architecture import HIDDEN_SIZE, build_model
 from .batches import IGNORED, Batch, BatchMaker, Example, audio_token_count, batch_order, read_shard
 from .export import export_checkpoint
 from .speech import DEFAULT_CACHE
-from .tokenizer import train_tokenizer
+from .tokenizer import train_tokenizer, write_tokenizer
 from .words import LANGUAGES
 
 _MODEL_FOLDER: Final = Path(__file__).resolve().parents[1]
@@ -261,7 +261,8 @@ def main() -> None:
     calibration = [make(examples[first : first + 16], ["en"] * 16) for first in range(0, 2048, 16)]
     with trainer.averaged() as model:
         _move(model, "cpu")
-        export_checkpoint(model, calibration, arguments.output)
+        sounds = ((batch.input_features, batch.input_features_mask) for batch in calibration)
+        export_checkpoint(model, sounds, arguments.output, write_tokenizer)
 
 
 if __name__ == "__main__":
