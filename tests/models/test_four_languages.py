@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY
 from models.four_languages.training import phrasebook
 from models.four_languages.training.dialogues import Exchange
+from models.four_languages.training.front_end import convolve, skip_convolutions, take_spectrograms
+from models.four_languages.training.parallel import average_gradients, run_workers
 from models.four_languages.training.phrasebook import (
     Sentence,
     draw,
@@ -29,6 +33,7 @@ from models.four_languages.training.prompts import (
 )
 from models.four_languages.training.tokenizer import train_tokenizer
 from models.four_languages.training.words import LANGUAGES, rows
+from models.tiny.training.architecture import reopen_model
 
 from cabochon.package import open_package
 from cabochon.prompt import Message, PromptWriter, translation_instruction
@@ -177,3 +182,42 @@ def test_typed_training_prompts_are_what_the_runtime_sends(four_language_package
     sent = PromptWriter(package, tokenizer).write(messages)
     trained = before_typed_answer([Exchange("Hallo.", "Guten Tag."), Exchange("Wo ist der Zug?", "Dort.")])
     assert sent == tokenizer.encode(trained)
+
+
+def spectrogram(frames: int) -> np.ndarray:
+    return np.random.default_rng(frames).normal(-2, 2, (frames, 128)).astype(np.float16)
+
+
+def test_behind_frozen_convolutions_the_encoder_hears_what_it_hears_from_spectrograms() -> None:
+    encoder = reopen_model(FOUR_LANGUAGES).model.audio_tower.eval()
+    clips = [spectrogram(87), spectrogram(120)]
+    mask = torch.arange(120)[None] < torch.tensor([[87], [120]])
+    log_mel = torch.zeros(2, 120, 128)
+    tokens = torch.zeros(2, 30, 256)
+    for row, clip in enumerate(clips):
+        log_mel[row, : len(clip)] = torch.from_numpy(clip.astype(np.float32))
+        features = convolve(encoder.subsample_conv_projection, clip)
+        tokens[row, : len(features)] = torch.from_numpy(features.astype(np.float32))
+    with torch.no_grad():
+        whole = encoder(log_mel, mask)
+        skip_convolutions(encoder.subsample_conv_projection)
+        behind = encoder(tokens, whole.attention_mask)
+        take_spectrograms(encoder.subsample_conv_projection)
+        again = encoder(log_mel, mask)
+    heard = whole.attention_mask
+    # The kept features are rounded to half precision.
+    assert (behind.last_hidden_state - whole.last_hidden_state)[heard].abs().max() < 0.02
+    assert torch.equal(again.last_hidden_state, whole.last_hidden_state)
+
+
+def _average_own_rank(folder: str, rank: int, workers: int) -> None:
+    used, unused = torch.zeros(3, requires_grad=True), torch.zeros(2, requires_grad=True)
+    used.grad = torch.full((3,), float(rank))
+    average_gradients([used, unused], workers)
+    assert unused.grad is None
+    Path(folder, str(rank)).write_text(str(used.grad.tolist()))
+
+
+def test_workers_in_training_share_the_mean_of_their_gradients(tmp_path: Path) -> None:
+    run_workers(2, functools.partial(_average_own_rank, str(tmp_path)))
+    assert [(tmp_path / rank).read_text() for rank in "01"] == ["[0.5, 0.5, 0.5]"] * 2

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,14 @@ from models.tiny.training.batches import IGNORED, audio_token_count, pad_feature
 from tokenizers import Tokenizer
 
 from .dialogues import Exchange
+from .front_end import features_path
 from .prompts import AFTER_AUDIO, AUDIO, END_OF_TURN, before_audio, before_typed_answer, translation_answer
 from .speech import read_frames
 from .tokenizer import token_id
+
+_MASKED_STRIPES: Final = 2
+_WIDEST_FREQUENCY_STRIPE: Final = 0.1  # of the features' width
+_WIDEST_TIME_STRIPE: Final = 2  # audio tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,8 @@ class Example:
     voice: str
     log_mel: npt.NDArray[np.float16]
     """[frames, mel bins], mapped from the cache."""
+    front_end: npt.NDArray[np.float16] | None = None
+    """[audio tokens, width], what the encoder's convolutions give for it, where they are frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +48,11 @@ class Sound:
     """What only the batches of spoken examples have."""
 
     features: torch.Tensor
-    """float32 [batch, frames, mel bins]"""
+    """float32 [batch, frames, mel bins] or, behind the convolutions, [batch, audio tokens, width]"""
     features_mask: torch.Tensor
-    """bool [batch, frames]"""
+    """bool [batch, frames] or [batch, audio tokens]"""
+    token_counts: torch.Tensor
+    """int64 [batch], outputs of the encoder"""
     phones: torch.Tensor
     """int64 [sum of phone_counts], targets of the alignment loss; 0 is its blank."""
     phone_counts: torch.Tensor
@@ -62,15 +72,54 @@ class Batch:
     sound: Sound | None
 
 
-def read_shard(base: Path) -> list[Example]:
-    """Utterances of one shard of speech.py."""
+def read_shard(base: Path, front_end: str | None = None) -> list[Example]:
+    """Utterances of one shard of speech.py.
+
+    Args:
+        base: path of the shard without suffix.
+        front_end: fingerprint of the frozen convolutions, whose features are then read too.
+    """
     frames = read_frames(base)
-    examples, begin = [], 0
+    features = np.load(features_path(base, front_end), mmap_mode="r") if front_end else None
+    examples, begin, first = [], 0, 0
     for entry in json.loads(base.with_suffix(".json").read_text()):
         spectrogram = frames[begin : begin + entry["frames"]]
-        examples.append(Example(entry["language"], entry["written"], entry["phones"], entry["voice"], spectrogram))
         begin += entry["frames"]
+        behind = None
+        if features is not None:
+            behind = features[first : first + audio_token_count(entry["frames"])]
+            first += len(behind)
+        examples.append(
+            Example(entry["language"], entry["written"], entry["phones"], entry["voice"], spectrogram, behind)
+        )
     return examples
+
+
+def mask_features(features: npt.NDArray[np.float32], generator: random.Random) -> None:
+    """SpecAugment in place, behind the convolutions: some widths and spans of tokens become the features' means."""
+    tokens, width = features.shape
+    means = features.mean(0)
+    for _ in range(_MASKED_STRIPES):
+        stripe = generator.randint(0, int(_WIDEST_FREQUENCY_STRIPE * width))
+        low = generator.randint(0, width - stripe)
+        features[:, low : low + stripe] = means[low : low + stripe]
+        length = generator.randint(0, _WIDEST_TIME_STRIPE)
+        start = generator.randint(0, max(1, tokens - length))
+        features[start : start + length] = means
+
+
+def pad_front_end(
+    examples: Sequence[npt.NDArray[np.float16]], augmentation: random.Random | None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """float32 [batch, audio tokens, width] and bool [batch, audio tokens]; tokens are rounded up to 4."""
+    longest = -(-max(map(len, examples)) // 4) * 4
+    features = np.zeros((len(examples), longest, examples[0].shape[1]), np.float32)
+    mask = np.zeros((len(examples), longest), np.bool_)
+    for row, example in enumerate(examples):
+        features[row, : len(example)], mask[row, : len(example)] = example, True
+        if augmentation is not None:
+            mask_features(features[row, : len(example)], augmentation)
+    return features, mask
 
 
 def all_phones(examples: Sequence[Example]) -> list[str]:
@@ -107,14 +156,20 @@ class BatchMaker:
     ) -> Batch:
         """A batch of utterances; `targets` are the written languages asked for.
 
-        A generator, where given, masks spectrograms.
+        Where all examples have features from behind the convolutions, these are taken. A generator, where given, masks
+        spectrograms.
         """
-        features, features_mask = pad_features([example.log_mel for example in examples], augmentation)
+        behind = [example.front_end for example in examples if example.front_end is not None]
+        if len(behind) == len(examples):
+            features, features_mask = pad_front_end(behind, augmentation)
+        else:
+            features, features_mask = pad_features([example.log_mel for example in examples], augmentation)
         phones = [[self._phone_ids.get(phone, 0) for phone in example.phones] for example in examples]
         known = [[phone for phone in row if phone] for row in phones]
         sound = Sound(
             torch.from_numpy(features),
             torch.from_numpy(features_mask),
+            torch.tensor([audio_token_count(len(example.log_mel)) for example in examples]),
             torch.tensor([phone for row in known for phone in row]),
             torch.tensor([len(row) for row in known]),
         )
