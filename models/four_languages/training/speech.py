@@ -142,14 +142,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder for the shards (%(default)s)")
     parser.add_argument("--utterances", type=int, default=64000, help="for training (%(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="number of the first; later ones are new (%(default)s)")
     parser.add_argument("--shard-size", type=int, default=1000, help="utterances per shard (%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     arguments = parser.parse_args()
     arguments.cache.mkdir(parents=True, exist_ok=True)
     jobs = [(TESTS[0], 0, VALIDATION_UTTERANCES, arguments.cache / "validation")]
-    for first in range(0, arguments.utterances, arguments.shard_size):
+    end = arguments.first + arguments.utterances
+    for first in range(arguments.first, end, arguments.shard_size):
         base = arguments.cache / f"train_{first:06d}"
-        jobs.append((TRAINING, first, min(arguments.shard_size, arguments.utterances - first), base))
+        jobs.append((TRAINING, first, min(arguments.shard_size, end - first), base))
     missing = [job for job in jobs if not job[3].with_suffix(".json").exists()]
     begin = time.monotonic()
     with ProcessPoolExecutor(arguments.workers) as pool:
