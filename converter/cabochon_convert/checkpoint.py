@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,10 @@ from cabochon.errors import CabochonError
 from cabochon.package import file_chunks
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16}
-"""Storage types that can be read, by their safetensors names."""
+"""Storage types of floating-point tensors, by their safetensors names."""
+INTEGER_TYPES = {"U8": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}
+"""Storage types of integers."""
+_ALL_BITS = BITS | {storage: np.dtype(dtype).itemsize * 8 for storage, dtype in INTEGER_TYPES.items()}
 # The reference implementation refuses longer headers: https://github.com/huggingface/safetensors (format, "100MB").
 MAX_HEADER_BYTES = 100_000_000
 # Enough to keep numpy busy, little enough that a few copies in float32 stay far below a gigabyte.
@@ -50,12 +53,12 @@ class TensorRecord:
     @property
     def row_bytes(self) -> int:
         """Bytes of one step of the first dimension."""
-        return math.prod(self.shape[1:]) * BITS.get(self.storage, 8) // 8
+        return math.prod(self.shape[1:]) * _ALL_BITS.get(self.storage, 8) // 8
 
     @property
     def size(self) -> int:
         """Bytes of the tensor."""
-        return math.prod(self.shape) * BITS.get(self.storage, 8) // 8
+        return math.prod(self.shape) * _ALL_BITS.get(self.storage, 8) // 8
 
 
 class Checkpoint:
@@ -135,7 +138,20 @@ class Checkpoint:
             yield stored
             self._on_read(len(part) * record.row_bytes)
 
-    def _expect(self, name: str, shape: tuple[int, ...]) -> TensorRecord:
+    def read_integer_rows(
+        self, name: str, shape: tuple[int, int], storage: str, rows: range | None = None
+    ) -> Iterator[npt.NDArray[np.integer]]:
+        """Some or all rows of a matrix of integers of this storage type, a few megabytes at a time."""
+        record = self._expect(name, shape, (storage,))
+        # A byte may hold four values.
+        for part in _row_parts(range(shape[0]) if rows is None else rows, 4 * shape[1]):
+            offset = record.offset + part.start * record.row_bytes
+            with _reading(record.file):
+                found = np.array(np.memmap(record.file, INTEGER_TYPES[storage], "r", offset, (len(part), shape[1])))
+            yield found
+            self._on_read(len(part) * record.row_bytes)
+
+    def _expect(self, name: str, shape: tuple[int, ...], storages: Collection[str] = tuple(BITS)) -> TensorRecord:
         record = self.record(name)
         self._read_names.add(name)
         if record.shape != shape:
@@ -143,9 +159,9 @@ class Checkpoint:
                 f"the tensor {name} has shape {list(record.shape)}, but config.json leads to {list(shape)}: "
                 "the weights do not belong to this config."
             )
-        if record.storage not in BITS:
+        if record.storage not in storages:
             raise CheckpointError(
-                f"the tensor {name} is stored as {record.storage}, expected one of {', '.join(BITS)}: "
+                f"the tensor {name} is stored as {record.storage}, expected {' or '.join(storages)}: "
                 "convert an unquantized checkpoint."
             )
         return record
@@ -251,7 +267,7 @@ def _read_record(path: Path, name: str, entry: Any, data_start: int, file_size: 
         storage = entry["dtype"]
         whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
         sound = whole and isinstance(storage, str) and begin <= end
-        sound = sound and (storage not in BITS or (end - begin) * 8 == math.prod(shape) * BITS[storage])
+        sound = sound and (storage not in _ALL_BITS or (end - begin) * 8 == math.prod(shape) * _ALL_BITS[storage])
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:

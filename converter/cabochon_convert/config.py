@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cabochon_convert.checkpoint import CheckpointError
+from cabochon_convert.quantization_config import GemmaQuantization, read_quantization
 
 ARCHITECTURE = "Gemma4ForConditionalGeneration"
 INVALID_LOGIT = -1e9
@@ -125,6 +126,8 @@ class ModelConfig:
     end_audio_token: int
     end_image_token: int | None
     eos_tokens: tuple[int, ...]
+    quantization: GemmaQuantization | None
+    """How weights are stored as integers; None where all of them are floating point."""
 
 
 def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConfig:
@@ -138,8 +141,6 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
     if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
         found = architecture or config.get("model_type") or "no model type"
         raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
-    if config.get("quantization_config") is not None:
-        raise CheckpointError("the checkpoint is already quantized: convert its unquantized (bf16) original.")
     _refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
         ties_embeddings = _require_value(config, "tie_word_embeddings", (True, False), default=True)
@@ -153,7 +154,13 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
             end_audio_token=_token(config.get("eoa_token_index", config.get("eoa_token_id")), 258883),
             end_image_token=None if config.get("eoi_token_id") is None else _token(config["eoi_token_id"], 0),
             eos_tokens=_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
+            quantization=read_quantization(config.get("quantization_config")),
         )
+        if model.quantization and model.quantization.quantizes_embeddings and ties_embeddings:
+            raise CheckpointError(
+                "config.json ties the output matrix to an embedding of integers, which is not implemented: "
+                "expected tie_word_embeddings to be false."
+            )
         _refuse_tokens_outside(model)
         return model
     except KeyError as error:

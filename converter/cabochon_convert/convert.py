@@ -35,6 +35,7 @@ from cabochon_convert.checkpoint import (
 from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import table_of_head, write_table
+from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
@@ -52,7 +53,8 @@ from cabochon_convert.processor import (
 )
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.quantize import Precision
-from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, Recipe
+from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
+from cabochon_convert.trained_integers import hold_the_same
 
 DEFAULT_CONTEXT_LENGTH = 4096
 
@@ -115,6 +117,7 @@ def convert_onnx(
     progress = progress or Silence()
     checkpoint = open_checkpoint(source, progress.advance)
     config = read_config(read_json(source / "config.json"), with_audio=not settings.text_only)
+    integers = open_integers(checkpoint, config, settings.recipe)
     tokenizer = read_tokenizer(source)
     tokenizer_file = (source / TOKENIZER_NAME).read_bytes()
     check_vocabulary(tokenizer, config)
@@ -147,7 +150,7 @@ def convert_onnx(
             files=list_files(beside, Silence().advance),
         )
         with _second_moments(Package(beside, draft), source, settings) as second_moments:
-            linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments)
+            linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
             engine, applied = _build_engine(
                 checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
             )
@@ -189,13 +192,13 @@ def _build_engine(
     progress: Progress,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write the graphs and tables; returns what the manifest says about them."""
-    text, recipe = config.text, settings.recipe
-    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING)
+    text = config.text
+    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
     decoder = build_decoder(checkpoint, text, settings, context_length, folder / "decoder.onnx")
-    token_table = _token_table(checkpoint, config, recipe, decoder, folder)
+    token_table = _token_table(checkpoint, config, settings, decoder, folder)
     progress.start("per-layer embeddings", table_size, "B")
-    per_layer_table = _per_layer_table(checkpoint, config, recipe, folder)
+    per_layer_table = _per_layer_table(checkpoint, config, settings, folder)
     encoder = None
     if config.audio is not None and frontend is not None:
         progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
@@ -203,7 +206,7 @@ def _build_engine(
         encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, settings, path)
     applied = decoder.applied | (encoder.applied if encoder else {})
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
-        precision = recipe.precision(tensor)
+        precision = settings.precision(tensor, (table.rows, table.columns))
         stored = precision if precision.is_integer else Precision(TABLE_STORAGE_BITS[table.storage])
         applied.setdefault(tensor, apply_precision(tensor, stored))
     engine = Engine(
@@ -217,24 +220,29 @@ def _build_engine(
 
 
 def _token_table(
-    checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, decoder: BuiltDecoder, folder: Path
+    checkpoint: Checkpoint, config: ModelConfig, settings: LinearSettings, decoder: BuiltDecoder, folder: Path
 ) -> EmbeddingTable:
     """Token embeddings, scaled by hidden ** 0.5 when they are looked up."""
     text = config.text
     rows, columns, scale = text.vocabulary_size, text.hidden_size, float(text.hidden_size**0.5)
-    table = table_of_head(decoder.head, rows, columns, scale) if text.ties_embeddings else None
-    precision = recipe.precision(EMBEDDING)
+    integers, shape = settings.integers, (rows, columns)
+    is_head = text.ties_embeddings or (integers is not None and hold_the_same(integers, HEAD, EMBEDDING, shape))
+    table = table_of_head(decoder.head, rows, columns, scale) if is_head else None
+    precision = settings.precision(EMBEDDING, shape)
     path = folder / "token_embeddings.bin"
-    return table or write_table(checkpoint, EMBEDDING, (rows, columns), precision, scale, path)
+    return table or write_table(checkpoint, EMBEDDING, shape, precision, scale, path, integers)
 
 
-def _per_layer_table(checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, folder: Path) -> EmbeddingTable:
+def _per_layer_table(
+    checkpoint: Checkpoint, config: ModelConfig, settings: LinearSettings, folder: Path
+) -> EmbeddingTable:
     """Per-layer embeddings, scaled by width ** 0.5, and by the 2 ** -0.5 of the sum that the decoder makes of them."""
     text = config.text
     shape = (text.vocabulary_size, len(text.layers) * text.per_layer_input_size)
     scale = float((text.per_layer_input_size / 2) ** 0.5)
-    precision = recipe.precision(PER_LAYER_EMBEDDING)
-    return write_table(checkpoint, PER_LAYER_EMBEDDING, shape, precision, scale, folder / "per_layer_embeddings.bin")
+    precision = settings.precision(PER_LAYER_EMBEDDING, shape)
+    path = folder / "per_layer_embeddings.bin"
+    return write_table(checkpoint, PER_LAYER_EMBEDDING, shape, precision, scale, path, settings.integers)
 
 
 def _audio_frontend(source: Path, config: ModelConfig) -> AudioFrontend | None:
@@ -277,10 +285,14 @@ def _audio_model(config: ModelConfig, frontend: AudioFrontend | None) -> AudioMo
 
 def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str, ...]:
     skipped = checkpoint.unread_names
+    cache_scales = [name for name in skipped if name.endswith(("k_cache_scale", "v_cache_scale"))]
+    skipped = tuple(name for name in skipped if name not in cache_scales)
     vestigial = [name for name in skipped if ".self_attn." in name and name.startswith("model.language_model.")]
     notes = []
     if frontend is not None and frontend.note:
         notes.append(frontend.note)
+    if cache_scales:
+        notes.append(f"{len(cache_scales)} scales for integer caches were left out: caches stay floating point.")
     if vestigial:
         notes.append(
             f"{len(vestigial)} key and value tensors were skipped: their layers share the cache of an earlier layer."

@@ -11,6 +11,7 @@ from cabochon.manifest import EmbeddingTable, RowRegion
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.linear_onnx import StoredMatrix
 from cabochon_convert.quantize import Precision, quantize_matrix
+from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
 
 # Scales of a side file are half precision: their rounding error is far below that of the values they scale.
 SCALE_TYPE = np.float16
@@ -24,18 +25,24 @@ def write_table(
     precision: Precision,
     row_scale: float,
     path: Path,
+    integers: TrainedIntegers | None = None,
 ) -> EmbeddingTable:
     """Write a table to a file of its own; a row's scales follow its values, so that a lookup touches one place.
 
     Args:
         shape: [rows, columns] of the table.
         row_scale: factor for every looked-up row, applied by the runtime.
+        integers: where the table comes from if its precision is that of training.
     """
     rows, columns = shape
+    scale_type: type[np.float16] | type[np.float32] = SCALE_TYPE
     if precision.is_integer:
-        if not precision.symmetric or precision.bits < 4:
-            raise ValueError(f"embedding tables hold symmetric integers of 4 or 8 bits, not {precision}")
-        parts = _quantized_rows(checkpoint, tensor, shape, precision)
+        if not precision.symmetric:
+            raise ValueError(f"embedding tables hold symmetric integers, not {precision}")
+        if precision.algorithm == "as-trained" and integers is not None:
+            parts, scale_type = _trained_rows(integers, tensor, shape, precision), np.float32
+        else:
+            parts = _quantized_rows(checkpoint, tensor, shape, precision)
         storage, value_bytes = f"int{precision.bits}", columns * precision.bits // 8
     elif precision.bits == 16:
         parts = checkpoint.read_stored_rows(tensor, shape)
@@ -44,7 +51,7 @@ def write_table(
     else:
         parts = (part.view(np.uint8) for part in checkpoint.read_rows(tensor, shape))
         storage, value_bytes = "float32", columns * 4
-    scale_bytes = columns // precision.block_size * np.dtype(SCALE_TYPE).itemsize if precision.is_integer else 0
+    scale_bytes = columns // precision.block_size * np.dtype(scale_type).itemsize if precision.is_integer else 0
     with path.open("wb") as file:
         for part in parts:
             file.write(np.ascontiguousarray(part).data)
@@ -56,7 +63,7 @@ def write_table(
         values=RowRegion(file=path.name, offset=0, stride=stride),
         block_size=precision.block_size,
         scales=RowRegion(file=path.name, offset=value_bytes, stride=stride) if scale_bytes else None,
-        scale_storage=np.dtype(SCALE_TYPE).name if scale_bytes else None,
+        scale_storage=np.dtype(scale_type).name if scale_bytes else None,
         row_scale=row_scale,
     )
 
@@ -85,14 +92,29 @@ def _quantized_rows(
     checkpoint: Checkpoint, tensor: str, shape: tuple[int, int], precision: Precision
 ) -> Iterator[np.ndarray]:
     """uint8 [some rows, value bytes + scale bytes]"""
-    if shape[1] % precision.block_size:
-        raise CheckpointError(
-            f"the rows of {tensor} hold {shape[1]} values, which blocks of {precision.block_size} do not fill: "
-            "choose the recipe float."
-        )
+    _refuse_unfilled_blocks(tensor, shape, precision)
     for part in checkpoint.read_rows(tensor, shape):
         quantized = quantize_matrix(part, precision)
         values = quantized.values.reshape(len(part), -1)
         if np.abs(quantized.scales).max() > np.finfo(SCALE_TYPE).max:
             raise CheckpointError(f"the tensor {tensor} holds values too large for half-precision scales.")
         yield np.concatenate([values, quantized.scales.astype(SCALE_TYPE).view(np.uint8)], axis=1)
+
+
+def _trained_rows(
+    integers: TrainedIntegers, tensor: str, shape: tuple[int, int], precision: Precision
+) -> Iterator[np.ndarray]:
+    """uint8 [some rows, value bytes + scale bytes]; scales keep the precision that they were trained with."""
+    _refuse_unfilled_blocks(tensor, shape, precision)
+    for part in integers.rows(tensor, shape, range(shape[0])):
+        carried = to_blocks(part, precision)
+        scales = np.ascontiguousarray(carried.scales)
+        yield np.concatenate([carried.values.reshape(len(scales), -1), scales.view(np.uint8)], axis=1)
+
+
+def _refuse_unfilled_blocks(tensor: str, shape: tuple[int, int], precision: Precision) -> None:
+    if shape[1] % precision.block_size:
+        raise CheckpointError(
+            f"the rows of {tensor} hold {shape[1]} values, which blocks of {precision.block_size} do not fill: "
+            "choose the recipe float."
+        )

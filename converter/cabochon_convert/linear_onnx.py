@@ -12,8 +12,9 @@ from cabochon.manifest import AppliedPrecision, RowRegion
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.compensation import error_spread
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.quantize import Precision, quantize_matrix
+from cabochon_convert.quantize import Precision, QuantizedMatrix, quantize_matrix
 from cabochon_convert.recipes import FLOAT, Recipe
+from cabochon_convert.trained_integers import ActivationScales, TrainedIntegers, to_blocks
 
 # 4 lets MLAS round activations to int8 per block and multiply integers; without it an int8 weight is unpacked to float
 # at every step, which is twenty times slower. https://onnxruntime.ai/docs (MatMulNBits, accuracy_level)
@@ -54,6 +55,13 @@ class LinearSettings:
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
     second_moments: Callable[[str], Float32Array] | None = None
     """By tensor name, [inputs, inputs]: the mean of input times input transposed on calibration data."""
+    integers: TrainedIntegers | None = None
+    """Matrices that are carried over as the integers that they are."""
+
+    def precision(self, tensor: str, shape: tuple[int, int]) -> Precision:
+        """How a weight matrix is stored: as it was trained, or as the recipe says."""
+        trained = self.integers.precision(tensor, shape) if self.integers else None
+        return trained or self.recipe.precision(tensor)
 
 
 def apply_precision(tensor: str, precision: Precision) -> AppliedPrecision:
@@ -74,26 +82,39 @@ class LinearWriter:
         self._graph = graph
         self._checkpoint = checkpoint
         self._settings = settings
+        self._rounded: set[str] = set()
         self.applied: dict[str, AppliedPrecision] = {}
 
     def linear(self, x: str, matrix: MatrixRows, output: str) -> str:
         """x [..., inputs] times the transposed matrix: [..., rows]."""
-        self._linear(x, [matrix], output)
+        self.head(x, matrix, output)
         return output
 
     def head(self, x: str, matrix: MatrixRows, output: str) -> StoredMatrix:
         """A linear layer that reports where its rows lie, so that they can serve as embeddings too."""
-        return self._linear(x, [matrix], output)
+        scales = self._activation_scales(matrix.tensor)
+        product = f"{output}.product" if scales.output else output
+        stored = self._linear(self._round_input(x, scales), [matrix], product)
+        self._round_output(product, output, scales)
+        return stored
 
     def fused(self, x: str, matrices: Sequence[MatrixRows], outputs: Sequence[str]) -> list[str]:
         """Several linear layers of one input: one multiplication and a split where their precisions agree."""
-        if len({self._settings.recipe.precision(matrix.tensor) for matrix in matrices}) > 1:
+        scales = [self._activation_scales(matrix.tensor) for matrix in matrices]
+        precisions = {self._settings.precision(matrix.tensor, matrix.shape) for matrix in matrices}
+        if len(precisions) > 1 or len({scale.input for scale in scales}) > 1:
             return [self.linear(x, matrix, output) for matrix, output in zip(matrices, outputs, strict=True)]
         together = outputs[0] + ".fused"
-        self._linear(x, matrices, together)
+        self._linear(self._round_input(x, scales[0]), matrices, together)
         sizes = [len(matrix.rows) for matrix in matrices]
         split = self._graph.constant("split." + "_".join(map(str, sizes)), sizes, np.int64)
-        return self._graph.multi_node("Split", [together, split], outputs, {"axis": -1})
+        products = [
+            f"{output}.product" if scale.output else output for output, scale in zip(outputs, scales, strict=True)
+        ]
+        self._graph.multi_node("Split", [together, split], products, {"axis": -1})
+        for product, output, scale in zip(products, outputs, scales, strict=True):
+            self._round_output(product, output, scale)
+        return list(outputs)
 
     def norm(self, x: str, tensor: str, size: int, output: str, epsilon: float) -> str:
         """RMS norm over the last axis, with a weight of the checkpoint."""
@@ -106,7 +127,7 @@ class LinearWriter:
         return self._graph.node("SimplifiedLayerNormalization", [x, weight], output, attributes)
 
     def _linear(self, x: str, matrices: Sequence[MatrixRows], output: str) -> StoredMatrix:
-        precision = self._settings.recipe.precision(matrices[0].tensor)
+        precision = self._settings.precision(matrices[0].tensor, matrices[0].shape)
         is_whole = len(matrices) == 1 and len(matrices[0].rows) == matrices[0].shape[0]
         name = matrices[0].tensor if is_whole else output + ".weight"
         for matrix in matrices:
@@ -131,9 +152,7 @@ class LinearWriter:
 
         def values() -> Iterator[np.ndarray]:
             for matrix in matrices:
-                spread = self._spread(matrix.tensor, precision)
-                for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
-                    quantized = quantize_matrix(part, precision, spread)
+                for quantized in self._quantized_parts(matrix, precision):
                     scales.append(quantized.scales)
                     if quantized.zero_points is not None:
                         zero_points.append(quantized.zero_points)
@@ -156,6 +175,45 @@ class LinearWriter:
         }
         self._graph.node("MatMulNBits", inputs_of_node, output, attributes, MICROSOFT)
         return StoredMatrix(precision, values_region, scales_region)
+
+    def _quantized_parts(self, matrix: MatrixRows, precision: Precision) -> Iterator[QuantizedMatrix]:
+        if precision.algorithm == "as-trained" and self._settings.integers is not None:
+            for carried in self._settings.integers.rows(matrix.tensor, matrix.shape, matrix.rows):
+                yield to_blocks(carried, precision)
+            return
+        spread = self._spread(matrix.tensor, precision)
+        for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
+            yield quantize_matrix(part, precision, spread)
+
+    def _activation_scales(self, tensor: str) -> ActivationScales:
+        integers = self._settings.integers
+        return integers.activation_scales(tensor) if integers else ActivationScales()
+
+    def _round_input(self, x: str, scales: ActivationScales) -> str:
+        """Rounded once for all layers that read it with the same scale."""
+        if not scales.input:
+            return x
+        output = f"{x}.rounded.{scales.input!r}"
+        if output not in self._rounded:
+            self._rounded.add(output)
+            self._round(x, output, scales.input)
+        return output
+
+    def _round_output(self, product: str, output: str, scales: ActivationScales) -> None:
+        if scales.output:
+            self._round(product, output, scales.output)
+
+    def _round(self, x: str, output: str, scale: float) -> None:
+        """To the nearest multiple of the scale, from -128 to 127 of them: what training did to activations.
+
+        Not with QuantizeLinear: onnxruntime 1.31 turns pairs of it into others of uint8 and then refuses the graph.
+        """
+        graph = self._graph
+        step, low, high = (graph.constant(f"value.{value!r}", value) for value in (scale, -128.0, 127.0))
+        steps = graph.node("Div", [x, step], f"{output}.steps")
+        nearest = graph.node("Round", [steps], f"{output}.nearest")
+        clipped = graph.node("Clip", [nearest, low, high], f"{output}.integers")
+        graph.node("Mul", [clipped, step], output)
 
     def _spread(self, tensor: str, precision: Precision) -> Float32Array | None:
         if precision.algorithm != "gptq":

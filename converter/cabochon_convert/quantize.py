@@ -12,9 +12,10 @@ from cabochon.arrays import Float32Array
 from cabochon_convert.compensation import round_compensated
 from cabochon_convert.rounding import Grid, fit_grid, round_to_grid
 
-Algorithm = Literal["nearest", "mse", "gptq"]
+Algorithm = Literal["nearest", "mse", "gptq", "as-trained"]
 """How integers are chosen: by the block's extremes; by the scale of least square error; the latter, and each column's
-error is made up for by the columns to its right, weighted by how calibration inputs vary together."""
+error is made up for by the columns to its right, weighted by how calibration inputs vary together; or they are the
+checkpoint's own, see `trained_integers.py`."""
 
 _CACHED_VALUES = 1 << 15
 """Values that are worked on at a time: what the search for scales keeps of them stays in a core's cache."""
@@ -74,8 +75,10 @@ def quantize_matrix(weights: Float32Array, precision: Precision, spread: Float32
         spread: what `compensation.error_spread` made of the second moments of inputs; for the algorithm "gptq" only.
 
     Raises:
-        ValueError: the algorithm needs second moments and there are none.
+        ValueError: the algorithm needs second moments and there are none, or it is not one that rounds.
     """
+    if precision.algorithm == "as-trained":
+        raise ValueError("integers as trained are carried over, not rounded to")
     padding = -weights.shape[1] % precision.block_size
     if padding:
         weights = np.pad(weights, ((0, 0), (0, padding)))

@@ -36,6 +36,8 @@ class Recipe:
 
     name: str
     rules: tuple[Rule, ...]
+    keeps_integers: bool = False
+    """Whether it is for checkpoints with integers: these stay what they are, the rules are for all other matrices."""
 
     @property
     def is_calibrated(self) -> bool:
@@ -106,6 +108,11 @@ _INT2_MIXED = Recipe(
     ),
 )
 
-_ALL = (_FLOAT, _INT8, _INT4, _INT4_MIXED, _INT4_CALIBRATED, _INT2_MIXED)
+# Quantization-aware training leaves integers; what it kept as floating point was kept for a reason.
+_AS_TRAINED = Recipe("as-trained", _FLOAT.rules, keeps_integers=True)
+
+_AS_TRAINED_INT8 = Recipe("as-trained-int8", _INT8.rules, keeps_integers=True)
+
+_ALL = (_FLOAT, _INT8, _INT4, _INT4_MIXED, _INT4_CALIBRATED, _INT2_MIXED, _AS_TRAINED, _AS_TRAINED_INT8)
 RECIPES = {recipe.name: recipe for recipe in _ALL}
 """By name."""

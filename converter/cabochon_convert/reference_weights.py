@@ -160,6 +160,11 @@ class _HeadInParts(torch.nn.Module):
 def _build_without_weights(checkpoint: Path) -> Any:
     """The model on the meta device; only what no checkpoint holds (frequencies, scales, soft caps) has values."""
     config = transformers.Gemma4Config.from_pretrained(str(checkpoint))
+    if getattr(config, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"{checkpoint} holds integers, which the reference does not read yet: "
+            "verify against the unquantized (bf16) original."
+        )
     config.vision_config = None
     for part in (config, config.text_config, config.audio_config):
         if part is not None:

@@ -51,11 +51,11 @@ class EmbeddingRows:
     def _dequantize_row(self, token: int, packed: npt.NDArray[np.uint8], out: Float32Array) -> None:
         table = self.table
         assert self._scales is not None  # EmbeddingTable refuses integer storage without scales
-        if table.storage == "int8":
-            np.subtract(packed, 128.0, out=out)
-        else:
-            np.subtract(packed & 15, 8.0, out=out[0::2])
-            np.subtract(packed >> 4, 8.0, out=out[1::2])
+        bits = TABLE_STORAGE_BITS[table.storage]
+        per_byte, zero_point = 8 // bits, float(1 << (bits - 1))
+        for place in range(per_byte):
+            values = packed if per_byte == 1 else packed >> (place * bits) & ((1 << bits) - 1)
+            np.subtract(values, zero_point, out=out[place::per_byte])
         blocks = out.reshape(-1, table.block_size)
         np.multiply(blocks, self._scales[token].view(table.scale_storage)[:, None], out=blocks)
 

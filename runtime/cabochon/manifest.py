@@ -21,7 +21,7 @@ MANIFEST_NAME = "manifest.json"
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
-TABLE_STORAGE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
+TABLE_STORAGE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4, "int2": 2}
 """How an embedding table may be stored, and bits of one value."""
 CACHE_KINDS = ("sliding", "full")
 
@@ -76,7 +76,8 @@ class AppliedPrecision:
     symmetric: bool
     """Whether all blocks put zero on the same integer; true for floating point."""
     algorithm: str
-    """How the integers were chosen: "nearest" (also for floating point), "mse" or "gptq"."""
+    """How the integers were chosen: "nearest" (also for floating point), "mse", "gptq", or "as-trained": they are the
+    checkpoint's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,8 +184,8 @@ class RowRegion:
 class EmbeddingTable:
     """A table whose rows are read from disk one by one, never loaded whole.
 
-    An integer row holds `columns` values: unsigned, less `2 ** (bits - 1)`, times the scale of their block; of int4 the
-    low half of a byte comes first.
+    An integer row holds `columns` values: unsigned, less `2 ** (bits - 1)`, times the scale of their block; of the
+    values that share a byte the first lies in its lowest bits.
     """
 
     rows: int
@@ -204,7 +205,7 @@ class EmbeddingTable:
         _require(self.rows > 0 and self.columns > 0, "an embedding table has no rows or no columns")
         _require(self.storage in TABLE_STORAGE_BITS, f"the table storage {self.storage!r} is unknown")
         if self.storage.startswith("int"):
-            whole_bytes = self.storage != "int4" or self.columns % 2 == 0
+            whole_bytes = self.columns * TABLE_STORAGE_BITS[self.storage] % 8 == 0
             fills = whole_bytes and self.block_size > 0 and self.columns % self.block_size == 0
             _require(fills, "an embedding table's blocks do not fill its rows")
             _require(self.scales is not None and self.scale_storage in ("float32", "float16"), "a table has no scales")

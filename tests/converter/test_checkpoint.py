@@ -182,7 +182,8 @@ def test_a_shape_that_the_config_does_not_lead_to_is_refused(folder: Path, shape
 
 @pytest.mark.parametrize("dtype", ["U8", "I8", "F8_E4M3", "I32", "F64", "F4"])
 def test_quantized_weights_are_refused_when_they_are_read(folder: Path, dtype: str) -> None:
-    write_header(folder, {"matrix": entry(dtype=dtype)}, bytes(24))
+    size = 6 if dtype in ("U8", "I8") else 24
+    write_header(folder, {"matrix": entry(dtype=dtype, data_offsets=[0, size])}, bytes(size))
     checkpoint = open_checkpoint(folder)
     with refused(CheckpointError, dtype, "unquantized"):
         checkpoint.read("matrix", (2, 3))

@@ -67,7 +67,7 @@ def test_any_name_has_a_precision(tensor: str, recipe: str) -> None:
 
 
 def test_recipes_go_by_their_names() -> None:
-    names = ["float", "int8", "int4", "int4-mixed", "int4-calibrated", "int2-mixed"]
+    names = ["float", "int8", "int4", "int4-mixed", "int4-calibrated", "int2-mixed", "as-trained", "as-trained-int8"]
     assert [recipe.name for recipe in RECIPES.values()] == names
     assert list(RECIPES) == names
 

@@ -17,7 +17,7 @@ from cabochon_convert.quantize import Algorithm, Precision, dequantize_matrix, q
 INPUTS, OUTPUTS = 96, 40
 
 
-@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+@pytest.mark.parametrize("algorithm", sorted(set(get_args(Algorithm)) - {"as-trained"}))
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_products_are_those_of_the_stored_weights(bits: int, symmetric: bool, algorithm: Algorithm) -> None:

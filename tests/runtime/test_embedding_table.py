@@ -16,7 +16,7 @@ from cabochon.manifest import EmbeddingTable, RowRegion
 
 ROWS, COLUMNS, BLOCK = 7, 64, 16
 ROW_SCALE = 2.5
-STORAGES = ("float32", "float16", "bfloat16", "int8", "int4")
+STORAGES = ("float32", "float16", "bfloat16", "int8", "int4", "int2")
 
 
 def write_table(
@@ -30,7 +30,7 @@ def write_table(
         bits = int(storage.removeprefix("int"))
         integers = generator.integers(0, 1 << bits, (ROWS, COLUMNS), dtype=np.uint8)
         rows = (integers.astype(np.float32) - (1 << (bits - 1))) * np.repeat(scales.astype(np.float32), BLOCK, axis=1)
-        values = integers if bits == 8 else integers[:, 0::2] | integers[:, 1::2] << 4
+        values = sum(integers[:, place :: 8 // bits] << (place * bits) for place in range(8 // bits))
         parts = [values, scales.view(np.uint8)]
     else:
         stored = generator.standard_normal((ROWS, COLUMNS)).astype(

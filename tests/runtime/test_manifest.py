@@ -149,7 +149,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
 @st.composite
 def tables(draw: st.DrawFn, names: list[str], rows: int, columns: int) -> EmbeddingTable:
     region = st.builds(RowRegion, file=st.sampled_from(names), offset=st.integers(0, 1 << 40), stride=SIZES)
-    storage = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int4"]))
+    storage = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int4", "int2"]))
     is_integer = storage.startswith("int")
     return EmbeddingTable(
         rows=rows,

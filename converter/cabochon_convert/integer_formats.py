@@ -1,0 +1,30 @@
+"""Which format a checkpoint has its integers in, if it has any."""
+
+from __future__ import annotations
+
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError
+from cabochon_convert.config import ModelConfig
+from cabochon_convert.gemma_integers import GemmaIntegers
+from cabochon_convert.recipes import Recipe
+from cabochon_convert.trained_integers import TrainedIntegers
+
+
+def open_integers(checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe) -> TrainedIntegers | None:
+    """The checkpoint's integers, None where all of its weights are floating point.
+
+    Raises:
+        CheckpointError: the recipe would round integers again, or keeps integers and there are none.
+    """
+    if config.quantization is not None:
+        if not recipe.keeps_integers:
+            raise CheckpointError(
+                f"the checkpoint is already quantized, and the recipe {recipe.name} would round its integers again: "
+                "choose the recipe as-trained, or convert its unquantized (bf16) original."
+            )
+        return GemmaIntegers(checkpoint, config.quantization)
+    if recipe.keeps_integers:
+        raise CheckpointError(
+            f"the recipe {recipe.name} is for checkpoints of quantization-aware training, "
+            "but this one holds no integers: choose another recipe."
+        )
+    return None
