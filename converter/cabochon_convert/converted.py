@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import EngineSettings
+from cabochon.backend import LONGEST_RUN, EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import open_session
@@ -34,8 +34,16 @@ class ConvertedModel:
     def logits(self, prompt: Prompt, keep: int) -> Float32Array:
         """Soft-capped logits of the last positions: [keep, vocabulary]."""
         embedded = self._embed(prompt)
-        raw = self._session.decoder.run(embedded.inputs_embeds, embedded.per_layer_inputs, 0, logits_to_keep=keep)
-        return soft_cap(raw.copy(), self.manifest.text.final_logit_softcap)
+        first_kept = len(embedded) - keep
+        parts = []
+        for start in range(0, len(embedded), LONGEST_RUN):
+            end = min(start + LONGEST_RUN, len(embedded))
+            kept = max(1, end - max(start, first_kept))
+            inputs = embedded.inputs_embeds[start:end], embedded.per_layer_inputs[start:end]
+            raw = self._session.decoder.run(*inputs, start, logits_to_keep=kept)
+            if end > first_kept:
+                parts.append(raw.copy())
+        return soft_cap(np.concatenate(parts), self.manifest.text.final_logit_softcap)
 
     def greedy(self, prompt: Prompt, count: int, stop_tokens: Sequence[int] = ()) -> list[int]:
         """The likeliest continuation: at most `count` tokens, up to a stop token."""

@@ -1,16 +1,18 @@
 """The text decoder as an ONNX graph with key-value caches.
 
 The maths is that of transformers' `Gemma4TextModel`. Inputs and outputs (S positions, K of them with logits, C the
-capacity of the cache):
+capacity of the full caches, W that of the sliding ones):
 
     inputs_embeds     float32 [1, S, hidden]            scaled token embeddings, audio embeddings spliced in
     per_layer_inputs  float32 [1, S, layers * width]    scaled per-layer embeddings
-    total_length      int32 []                          positions in the cache after this run
+    total_length      int32 []                          positions in the full caches after this run
+    window_length     int32 []                          rows in the sliding caches after this run
     logits_to_keep    int64 [1]                         K
-    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C, head size]; the same buffer
+    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer
     logits            float32 [1, K, vocabulary]        before the soft cap
 
-Layers that share another layer's cache store nothing, so only the last K positions have to go through them.
+Layers that share another layer's cache store nothing, so only the last K positions have to go through them. Sliding
+caches hold the newest rows only: keys are rotated by absolute positions, so old rows can be dropped from the front.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from onnx import TensorProto
 
 from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
 from cabochon_convert.checkpoint import Checkpoint
@@ -30,6 +33,10 @@ from cabochon_convert.recipes import EMBEDDING, HEAD
 PREFIX = "model.language_model."
 # Slice's way to say "to the end".
 END = np.iinfo(np.int64).max
+LENGTHS = {"full": "total_length", "sliding": "window_length"}
+"""By kind of layer, the input that counts rows of its cache."""
+CAPACITIES = {"full": "C", "sliding": "W"}
+"""By kind of layer, the name of its caches' capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +102,28 @@ class _DecoderBuilder:
     def _declare_lengths(self) -> None:
         """Counters: GroupQueryAttention wants the last position as a list, Slice wants a negative start."""
         graph = self._graph
+        one = graph.constant("one.int32", 1, np.int32)
         graph.input("total_length", "int32", ())
+        if any(layer.kind == "sliding" for layer in self._config.layers):
+            graph.input("window_length", "int32", ())
         graph.input("logits_to_keep", "int64", (1,))
-        last = graph.node("Sub", ["total_length", graph.constant("one.int32", 1, np.int32)], "last_position.scalar")
-        graph.node("Reshape", [last, graph.constant("shape.one", [1], np.int64)], "last_position")
         graph.node("Neg", ["logits_to_keep"], "keep_start")
+        for kind, length in LENGTHS.items():
+            if any(layer.kind == kind for layer in self._config.layers):
+                last = graph.node("Sub", [length, one], f"last_row.{kind}.scalar")
+                graph.node("Reshape", [last, graph.constant("shape.one", [1], np.int64)], f"last_row.{kind}")
+        self._write_positions()
+
+    def _write_positions(self) -> None:
+        """int64 [1, S] and [1, K]: rotations in sliding caches, whose rows say nothing about positions."""
+        graph = self._graph
+        total = graph.node("Cast", ["total_length"], "total_length.int64", {"to": TensorProto.INT64})
+        shape = graph.node("Shape", ["inputs_embeds"], "positions.count", {"start": 1, "end": 2})
+        count = graph.node("Squeeze", [shape], "positions.count.scalar")
+        start = graph.node("Sub", [total, count], "positions.start")
+        positions = graph.node("Range", [start, total, graph.constant("one.int64", 1, np.int64)], "positions.flat")
+        graph.node("Unsqueeze", [positions, graph.constant("axis.0", [0], np.int64)], "positions")
+        self._keep_last("positions")
 
     def _write_rotations(self) -> None:
         """Cosines and sines [context, head size / 2] of each kind of layer; unrotated pairs have frequency zero."""
@@ -220,13 +244,16 @@ class _DecoderBuilder:
         else:
             pasts = [f"present_{part}_{layer.cache_layer}" for part in ("key", "value")]
         rotations = [f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
-        inputs = [query, key, value, *pasts, "last_position", "total_length", *rotations]
+        inputs = [query, key, value, *pasts, f"last_row.{layer.kind}", LENGTHS[layer.kind], *rotations]
+        if layer.kind == "sliding":
+            inputs.append("positions" if layer.cache_layer == index else "positions.kept")
         return graph.multi_node("GroupQueryAttention", inputs, outputs, attributes, MICROSOFT)[0]
 
     def _declare_cache(self, index: int, layer: LayerConfig) -> KeyValueCache:
         cache = KeyValueCache(
             layer=index,
             kind=layer.kind,
+            window=self._config.sliding_window if layer.kind == "sliding" else 0,
             heads=layer.kv_heads,
             head_size=layer.head_size,
             past_key=f"past_key_{index}",
@@ -234,7 +261,7 @@ class _DecoderBuilder:
             present_key=f"present_key_{index}",
             present_value=f"present_value_{index}",
         )
-        shape = (1, layer.kv_heads, "C", layer.head_size)
+        shape = (1, layer.kv_heads, CAPACITIES[layer.kind], layer.head_size)
         for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
             self._graph.input(past, "float32", shape)
             self._graph.output(present, "float32", shape)

@@ -72,6 +72,7 @@ def read_layer_outputs(package: Package, prompt: Prompt) -> LayerOutputs:
         "inputs_embeds": embedded.inputs_embeds[None],
         "per_layer_inputs": embedded.per_layer_inputs[None],
         "total_length": np.array(count, np.int32),
+        "window_length": np.array(count, np.int32),
         "logits_to_keep": np.array([count], np.int64),
     }
     for cache in engine.caches:

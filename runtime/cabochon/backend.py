@@ -9,6 +9,9 @@ from typing import Protocol
 from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
 
+LONGEST_RUN = 512
+"""Positions that one run takes at most: bounds the memory of activations and of sliding caches, and more are not faster
+on a CPU."""
 # An engine starts every thread that it is told to, and dies slowly of thousands.
 MAX_THREADS = 512
 
@@ -43,15 +46,20 @@ class Decoder(Protocol):
     def capacity(self) -> int:
         """Positions that the cache can hold."""
 
+    @property
+    def earliest_position(self) -> int:
+        """How far back a run can start: what lay before it in sliding windows is forgotten."""
+
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
     ) -> Float32Array:
         """Run some positions and remember their keys and values.
 
         Args:
-            inputs_embeds: [positions, hidden].
+            inputs_embeds: [positions, hidden], at most `LONGEST_RUN` positions.
             per_layer_inputs: [positions, layers * per_layer_input_size], the token-identity part.
-            position: of the first row; everything before it is in the cache, anything after it is forgotten.
+            position: of the first row; everything before it is in the cache, anything after it is forgotten. Going back
+                is possible to `earliest_position` and to 0.
             logits_to_keep: how many of the last positions to give logits for.
 
         Returns:

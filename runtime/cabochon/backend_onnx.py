@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import EngineSettings, Session
+from cabochon.backend import LONGEST_RUN, EngineSettings, Session
 from cabochon.errors import PackageError, RequestError, missing_dependency
-from cabochon.manifest import Engine, TextModel
+from cabochon.manifest import Engine, KeyValueCache, TextModel
 from cabochon.package import Package
+from cabochon.sliding_cache import SlidingCaches, sliding_capacity
 
 try:
     import onnxruntime
@@ -44,14 +45,18 @@ class OnnxDecoder:
         self._session = _load(package.path(engine.decoder.file), settings)
         self._binding = self._session.io_binding()
         try:
-            self._caches = self._bind_caches(engine)
+            self._buffers = [self._bind_cache(cache) for cache in engine.caches]
         except (MemoryError, ValueError):  # numpy raises ValueError for sizes beyond any memory
             raise RequestError(
                 f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
             ) from None
+        self._sliding = self._sliding_caches(engine)
         self._total_length = np.zeros((), np.int32)
+        self._window_length = np.zeros((), np.int32)
         self._logits_to_keep = np.zeros(1, np.int64)
         _bind_input(self._binding, "total_length", self._total_length)
+        if self._sliding is not None:
+            _bind_input(self._binding, "window_length", self._window_length)
         _bind_input(self._binding, "logits_to_keep", self._logits_to_keep)
         self._positions = 0
         self._inputs_embeds = self._per_layer_inputs = self._logits = np.zeros((0, 0), np.float32)
@@ -61,6 +66,11 @@ class OnnxDecoder:
         """Positions that the cache can hold."""
         return self._capacity
 
+    @property
+    def earliest_position(self) -> int:
+        """See `Decoder.earliest_position`."""
+        return self._sliding.earliest_position if self._sliding else 0
+
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
     ) -> Float32Array:
@@ -68,6 +78,10 @@ class OnnxDecoder:
         count = len(inputs_embeds)
         if not 0 < logits_to_keep <= count or position < 0 or position + count > self._capacity:
             raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
+        if count > LONGEST_RUN:
+            raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        if self._sliding is not None:
+            self._window_length[()] = self._sliding.make_room(position, count)
         if (count, logits_to_keep) != (self._positions, len(self._logits)):
             self._bind_positions(count, logits_to_keep)
         self._inputs_embeds[0] = inputs_embeds
@@ -77,17 +91,29 @@ class OnnxDecoder:
         self._session.run_with_iobinding(self._binding)
         return self._logits
 
-    def _bind_caches(self, engine: Engine) -> list[Float32Array]:
-        """Bind each cache as input and as output, so that the graph writes new rows in place."""
-        caches = []
-        for cache in engine.caches:
-            for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
-                # The system hands out zeroed pages only when they are first written.
-                buffer = np.zeros((1, cache.heads, self._capacity, cache.head_size), np.float32)
-                _bind_input(self._binding, past, buffer)
-                _bind_output(self._binding, present, buffer)
-                caches.append(buffer)
-        return caches
+    def _rows_of(self, cache: KeyValueCache) -> int:
+        return sliding_capacity(cache.window, self._capacity) if cache.window else self._capacity
+
+    def _bind_cache(self, cache: KeyValueCache) -> tuple[Float32Array, Float32Array]:
+        """Bind keys and values as inputs and as outputs, so that the graph writes new rows in place."""
+        # The system hands out zeroed pages only when they are first written.
+        shape = (1, cache.heads, self._rows_of(cache), cache.head_size)
+        keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        for buffer, past, present in (
+            (keys, cache.past_key, cache.present_key),
+            (values, cache.past_value, cache.present_value),
+        ):
+            _bind_input(self._binding, past, buffer)
+            _bind_output(self._binding, present, buffer)
+        return keys, values
+
+    def _sliding_caches(self, engine: Engine) -> SlidingCaches | None:
+        sliding = [(cache, pair) for cache, pair in zip(engine.caches, self._buffers, strict=True) if cache.window]
+        if not sliding:
+            return None
+        (window,) = {cache.window for cache, _ in sliding}  # a manifest with several is refused
+        buffers = [buffer for _, pair in sliding for buffer in pair]
+        return SlidingCaches(buffers, window, sliding_capacity(window, self._capacity))
 
     def _bind_positions(self, count: int, logits_to_keep: int) -> None:
         """Allocate and bind what depends on the number of positions."""

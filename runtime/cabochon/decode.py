@@ -7,13 +7,10 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import Decoder
+from cabochon.backend import LONGEST_RUN, Decoder
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
 from cabochon.sampling import Sampler
-
-PREFILL_CHUNK = 512
-"""Positions run at once: bounds the memory of activations; more is not faster on a CPU."""
 
 
 def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Float32Array:
@@ -26,8 +23,8 @@ def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Fl
             "answer: shorten it (a conversation: start a new one), or raise the context length if the package allows."
         )
     logits = np.zeros((0, 0), np.float32)
-    for start in range(0, len(prompt), PREFILL_CHUNK):
-        chunk = slice(start, start + PREFILL_CHUNK)
+    for start in range(0, len(prompt), LONGEST_RUN):
+        chunk = slice(start, start + LONGEST_RUN)
         logits = decoder.run(prompt.inputs_embeds[chunk], prompt.per_layer_inputs[chunk], position + start)
     last: Float32Array = logits[-1]
     return last

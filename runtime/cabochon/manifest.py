@@ -229,6 +229,8 @@ class KeyValueCache:
     layer: int
     kind: str
     """`sliding` (only the last window of positions is attended to) or `full`."""
+    window: int
+    """Positions that are attended to, the newest included; 0 for a full cache. Older ones may be dropped."""
     heads: int
     head_size: int
     past_key: str
@@ -239,6 +241,9 @@ class KeyValueCache:
     def __post_init__(self) -> None:
         _require(self.kind in CACHE_KINDS, f"the cache kind {self.kind!r} is unknown")
         _require(self.layer >= 0 and self.heads > 0 and self.head_size > 0, "a cache has an impossible size")
+        _require(
+            (self.window > 0) == (self.kind == "sliding"), "a sliding cache has no window, or a full cache has one"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +264,10 @@ class Engine:
     audio_encoder: Graph | None
     token_embeddings: EmbeddingTable
     per_layer_embeddings: EmbeddingTable | None
+
+    def __post_init__(self) -> None:
+        windows = {cache.window for cache in self.caches if cache.window}
+        _require(len(windows) < 2, "the sliding caches have different windows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,17 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 
 import cabochon
-from cabochon.backend import EngineSettings, Session
+from cabochon.backend import LONGEST_RUN, EngineSettings, Session
 from cabochon.engines import open_session
 from cabochon.errors import RequestError
-from cabochon.package import open_package
+from cabochon.package import Package, open_package
+from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.recipes import RECIPES
 
 POSITIONS = 150
+
+
+def random_inputs(package: Package, positions: int) -> tuple[np.ndarray, np.ndarray]:
+    text = package.manifest.text
+    generator = np.random.default_rng(7)
+    embeddings = generator.standard_normal((positions, text.hidden_size), dtype=np.float32)
+    width = text.layer_count * text.per_layer_input_size
+    return embeddings, generator.standard_normal((positions, width), dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +37,7 @@ def session(random_package: Path) -> Session:
 
 @pytest.fixture(scope="module")
 def inputs(random_package: Path) -> tuple[np.ndarray, np.ndarray]:
-    text = open_package(random_package).manifest.text
-    generator = np.random.default_rng(7)
-    embeddings = generator.standard_normal((POSITIONS, text.hidden_size), dtype=np.float32)
-    width = text.layer_count * text.per_layer_input_size
-    return embeddings, generator.standard_normal((POSITIONS, width), dtype=np.float32)
+    return random_inputs(open_package(random_package), POSITIONS)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,79 @@ def test_a_prompt_may_be_cut_anywhere(
         # float32 sums in another order, relative to the largest logit.
         assert np.abs(logits - expected).max() <= 2e-5 * np.abs(whole).max()
         position += count
+
+
+@pytest.fixture(scope="module")
+def long_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """One whose context is several times what its sliding layers hold."""
+    folder = tmp_path_factory.mktemp("long")
+    config = small_config(max_position_embeddings=2048)
+    checkpoint = write_random_checkpoint(folder / "checkpoint", config, RandomWeights())
+    convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["float"], context_length=2048))
+    return open_package(folder / "package")
+
+
+LONG = 1700
+
+
+@pytest.fixture(scope="module")
+def long_inputs(long_package: Package) -> tuple[np.ndarray, np.ndarray]:
+    return random_inputs(long_package, LONG)
+
+
+@pytest.fixture(scope="module")
+def all_at_once(long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The graph run directly, with sliding caches that hold everything."""
+    engine = long_package.manifest.engines["onnx"]
+    assert {cache.window for cache in engine.caches} == {0, 24}
+    feeds = {
+        "inputs_embeds": long_inputs[0][None],
+        "per_layer_inputs": long_inputs[1][None],
+        "total_length": np.array(LONG, np.int32),
+        "window_length": np.array(LONG, np.int32),
+        "logits_to_keep": np.array([LONG]),
+    }
+    for cache in engine.caches:
+        empty = np.zeros((1, cache.heads, LONG, cache.head_size), np.float32)
+        feeds |= {cache.past_key: empty, cache.past_value: empty}
+    graph = onnxruntime.InferenceSession(long_package.path(engine.decoder.file))
+    logits: np.ndarray = graph.run(["logits"], feeds)[0][0]
+    return logits
+
+
+@pytest.mark.parametrize("longest", [3 * LONGEST_RUN // 4, LONGEST_RUN])
+def test_sliding_layers_that_forget_give_the_logits_of_those_that_hold_everything(
+    long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray], all_at_once: np.ndarray, longest: int
+) -> None:
+    decoder = open_session(long_package, "onnx", EngineSettings(threads=2)).decoder
+    generator = np.random.default_rng(longest)
+    position = 0
+    while position < LONG:
+        position -= int(generator.integers(min(40, position - decoder.earliest_position) + 1))
+        count = min(int(generator.choice([1, 7, longest // 2, longest])), LONG - position)
+        part = slice(position, position + count)
+        logits = decoder.run(long_inputs[0][part], long_inputs[1][part], position, count)
+        # float32 sums in another order, relative to the largest logit.
+        assert np.abs(logits - all_at_once[part]).max() <= 2e-5 * np.abs(all_at_once).max()
+        position += count
+    assert decoder.earliest_position > 0
+
+
+def test_going_back_behind_what_sliding_layers_hold_is_refused(
+    long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    decoder = open_session(long_package, "onnx", EngineSettings(threads=2)).decoder
+    for start in range(0, LONG - LONGEST_RUN, LONGEST_RUN):
+        part = slice(start, start + LONGEST_RUN)
+        decoder.run(long_inputs[0][part], long_inputs[1][part], start)
+    with pytest.raises(ValueError, match="go back to"):
+        decoder.run(long_inputs[0][:1], long_inputs[1][:1], 1)
+
+
+def test_a_run_longer_than_the_longest_is_refused(session: Session, inputs: tuple[np.ndarray, np.ndarray]) -> None:
+    too_long = [np.repeat(part, 4, axis=0)[: LONGEST_RUN + 1] for part in inputs]
+    with pytest.raises(ValueError, match="513"):
+        session.decoder.run(too_long[0], too_long[1], 0)
 
 
 def test_going_back_forgets_what_came_after(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
-from cabochon.decode import PREFILL_CHUNK, decode, prefill
+from cabochon.backend import LONGEST_RUN
+from cabochon.decode import decode, prefill
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
 from cabochon.manifest import AudioModel, manifest_from_text
@@ -24,6 +25,7 @@ class CountingDecoder:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
+        self.earliest_position = 0
         self.runs: list[tuple[int, int]] = []
 
     def run(
@@ -65,15 +67,15 @@ def answer(
     return list(decode(decoder, EMBEDDER, sampler, logits, len(prompt), stop_tokens, max_tokens))
 
 
-@given(st.integers(1, 3 * PREFILL_CHUNK), st.integers(0, 40))
+@given(st.integers(1, 3 * LONGEST_RUN), st.integers(0, 40))
 def test_a_prompt_runs_in_chunks_that_cover_it_once_and_in_order(length: int, position: int) -> None:
     decoder = CountingDecoder(10_000)
     logits = prefill(decoder, EMBEDDER.embed([7] * length), position)
     assert [place for start, count in decoder.runs for place in range(start, start + count)] == [
         *range(position, position + length)
     ]
-    assert max(count for _, count in decoder.runs) <= PREFILL_CHUNK == 512
-    assert len(decoder.runs) == -(-length // PREFILL_CHUNK)
+    assert max(count for _, count in decoder.runs) <= LONGEST_RUN == 512
+    assert len(decoder.runs) == -(-length // LONGEST_RUN)
     assert int(logits.argmax()) == 8
 
 

@@ -71,16 +71,20 @@ def manifests(draw: st.DrawFn) -> Manifest:
         inputs=st.lists(tensor, max_size=2).map(tuple),
         outputs=st.lists(tensor, max_size=2).map(tuple),
     )
-    cache = st.builds(
-        KeyValueCache,
-        layer=st.integers(0, 99),
-        kind=st.sampled_from(["sliding", "full"]),
-        heads=SIZES,
-        head_size=SIZES,
-        past_key=TEXTS,
-        past_value=TEXTS,
-        present_key=TEXTS,
-        present_value=TEXTS,
+    window = draw(SIZES)
+    cache = st.sampled_from([("sliding", window), ("full", 0)]).flatmap(
+        lambda kind: st.builds(
+            KeyValueCache,
+            layer=st.integers(0, 99),
+            kind=st.just(kind[0]),
+            window=st.just(kind[1]),
+            heads=SIZES,
+            head_size=SIZES,
+            past_key=TEXTS,
+            past_value=TEXTS,
+            present_key=TEXTS,
+            present_value=TEXTS,
+        )
     )
     per_layer_columns = text.layer_count * text.per_layer_input_size
     engine = st.builds(
