@@ -35,12 +35,14 @@ from cabochon_convert.checkpoint import (
 from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import table_of_head, write_table
+from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
     PROMPTS,
+    TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     AudioFrontend,
     check_prompts,
@@ -131,6 +133,7 @@ def convert_onnx(
     with new_package(folder, replace=settings.replace) as beside:
         (beside / TOKENIZER_NAME).write_bytes(tokenizer_file)
         (beside / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
+        _copy_tokenizer_config(source, beside)
         draft = Manifest(
             format_version=FORMAT_VERSION,
             created_by=f"cabochon {cabochon.__version__}",
@@ -154,6 +157,7 @@ def convert_onnx(
             engine, applied = _build_engine(
                 checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
             )
+        write_genai(draft, engine, config.text, beside)
         progress.start("hashing the package", _folder_size(beside), "B")
         manifest = replace(
             draft,
@@ -175,6 +179,12 @@ def _second_moments(
     if settings.calibration is None or not settings.recipe.is_calibrated:
         return nullcontext()
     return settings.calibration.measured(draft, source, settings.recipe)
+
+
+def _copy_tokenizer_config(source: Path, folder: Path) -> None:
+    """Not for this runtime: the tokenizers of other tools ask for it."""
+    if (source / TOKENIZER_CONFIG_NAME).is_file():
+        (folder / TOKENIZER_CONFIG_NAME).write_bytes((source / TOKENIZER_CONFIG_NAME).read_bytes())
 
 
 def _refuse_overlap(source: Path, folder: Path) -> None:

@@ -15,6 +15,7 @@ from cabochon_convert.checkpoint import CheckpointError, read_json
 from cabochon_convert.config import ModelConfig
 
 TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 
 # Instructions as published for Gemma 4: https://ai.google.dev/gemma/docs/capabilities/audio
@@ -244,5 +245,5 @@ def _end_of_turn(folder: Path, tokenizer: Tokenizer) -> set[int]:
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
+    path = folder / TOKENIZER_CONFIG_NAME
     return read_json(path) if path.is_file() else {}
