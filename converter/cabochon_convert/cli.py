@@ -19,6 +19,7 @@ from cabochon_convert.recipes import RECIPES
 if TYPE_CHECKING:
     from cabochon_convert.calibration import Calibration
     from cabochon_convert.evaluation_data import EvaluationData
+    from cabochon_convert.source import CheckpointSource
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with errors_in_one_sentence("cabochon-convert") as outcome:
         if words[:1] == ["verify"]:
             parsed = _verify_parser().parse_args(words[1:])
-            outcome.status = _verify(parsed.packages, parsed.checkpoint, _evaluation_data(parsed))
+            data = _evaluation_data(parsed)
+            outcome.status = _verify(parsed.packages, _source(parsed), data)
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -41,7 +43,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
-    parser.add_argument("checkpoint", type=Path, help="Hugging Face folder with config.json and safetensors")
+    parser.add_argument(
+        "checkpoint",
+        help="Hugging Face folder with config.json and safetensors, or the hub's id of a model to download: "
+        "google/gemma-4-E2B-it",
+    )
     parser.add_argument("output", type=Path, help="folder of the package to be written")
     parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
     parser.add_argument("--recipe", choices=tuple(RECIPES), default="int4", help="quantization (default: int4)")
@@ -61,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare with transformers and write report.json and report.html into the package",
     )
+    _add_revision(parser)
     _add_data(parser)
     return parser
 
@@ -72,10 +79,15 @@ def _verify_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("packages", type=Path, nargs="+", metavar="package", help="folder that cabochon-convert wrote")
     parser.add_argument(
-        "--reference", type=Path, required=True, dest="checkpoint", help="the checkpoint that they came from"
+        "--reference", required=True, dest="checkpoint", help="the checkpoint that they came from: folder or hub id"
     )
+    _add_revision(parser)
     _add_data(parser)
     return parser
+
+
+def _add_revision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +122,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             if recipe.is_calibrated
             else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
         )
+    source = _source(arguments)
     started = time.perf_counter()
     with ProgressBars() as progress:
         settings = ConversionSettings(
@@ -119,14 +132,14 @@ def _convert(arguments: argparse.Namespace) -> int:
             replace=arguments.replace,
             calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
         )
-        conversion = convert_onnx(arguments.checkpoint, arguments.output, settings, progress)
+        conversion = convert_onnx(source, arguments.output, settings, progress)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)
     seconds = time.perf_counter() - started
     print(
         f"{conversion.folder}: {conversion.manifest.size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s"
     )
-    return _verify([arguments.output], arguments.checkpoint, data) if arguments.verify else 0
+    return _verify([arguments.output], source, data) if arguments.verify else 0
 
 
 def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
@@ -137,12 +150,12 @@ def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
         refuse_short_context(arguments.context_length)
 
 
-def _verify(packages: Sequence[Path], checkpoint: Path, data: EvaluationData | None) -> int:
+def _verify(packages: Sequence[Path], source: CheckpointSource, data: EvaluationData | None) -> int:
     from cabochon_convert.package import REPORT_PAGE_NAME
     from cabochon_convert.verify import verify_packages
 
     with ProgressBars() as progress:
-        reports = verify_packages(packages, checkpoint, progress, data)
+        reports = verify_packages(packages, source.folder, progress, data)
     for package, report in zip(packages, reports, strict=True):
         if len(packages) > 1:
             print(f"{package}, recipe {report.recipe}, {report.size / 1e6:.1f} MB")
@@ -150,6 +163,12 @@ def _verify(packages: Sequence[Path], checkpoint: Path, data: EvaluationData | N
             print(f"{name}: {value}")
         print(f"report: {package / REPORT_PAGE_NAME}")
     return 0 if all(report.passed for report in reports) else 1
+
+
+def _source(arguments: argparse.Namespace) -> CheckpointSource:
+    from cabochon_convert.source import find_source
+
+    return find_source(arguments.checkpoint, arguments.revision)
 
 
 def _evaluation_data(arguments: argparse.Namespace) -> EvaluationData | None:

@@ -27,7 +27,6 @@ from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN, build_audio_en
 from cabochon_convert.checkpoint import (
     Checkpoint,
     CheckpointError,
-    checkpoint_name,
     hash_checkpoint,
     open_checkpoint,
     read_json,
@@ -56,6 +55,7 @@ from cabochon_convert.processor import (
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
+from cabochon_convert.source import CheckpointSource, local_source
 from cabochon_convert.trained_integers import hold_the_same
 
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -108,26 +108,27 @@ class Conversion:
 
 
 def convert_onnx(
-    source: Path, folder: Path, settings: ConversionSettings, progress: Progress | None = None
+    source: CheckpointSource | Path, folder: Path, settings: ConversionSettings, progress: Progress | None = None
 ) -> Conversion:
-    """Convert a checkpoint folder into a package with ONNX graphs.
+    """Convert a checkpoint, or the folder of one, into a package with ONNX graphs.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of another architecture.
         OutputError: the package cannot be written; nothing is left behind.
     """
     progress = progress or Silence()
-    checkpoint = open_checkpoint(source, progress.advance)
-    config = read_config(read_json(source / "config.json"), with_audio=not settings.text_only)
+    origin = local_source(source) if isinstance(source, Path) else source
+    checkpoint = open_checkpoint(origin.folder, progress.advance)
+    config = read_config(read_json(checkpoint.folder / "config.json"), with_audio=not settings.text_only)
     integers = open_integers(checkpoint, config, settings.recipe)
-    tokenizer = read_tokenizer(source)
-    tokenizer_file = (source / TOKENIZER_NAME).read_bytes()
+    tokenizer = read_tokenizer(checkpoint.folder)
+    tokenizer_file = (checkpoint.folder / TOKENIZER_NAME).read_bytes()
     check_vocabulary(tokenizer, config)
-    sampling = read_sampling(source, config, tokenizer)
-    chat_template = read_chat_template(source)
-    frontend = _audio_frontend(source, config)
+    sampling = read_sampling(checkpoint.folder, config, tokenizer)
+    chat_template = read_chat_template(checkpoint.folder)
+    frontend = _audio_frontend(checkpoint.folder, config)
     check_prompts(tokenizer, chat_template, config)
-    _refuse_overlap(source, folder)
+    _refuse_overlap(checkpoint.folder, folder)
     progress.start("reading the checkpoint", checkpoint.size, "B")
     source_hash = hash_checkpoint(checkpoint, progress.advance)
     with new_package(folder, replace=settings.replace) as beside:
@@ -138,7 +139,11 @@ def convert_onnx(
             format_version=FORMAT_VERSION,
             created_by=f"cabochon {cabochon.__version__}",
             source=SourceCheckpoint(
-                name=checkpoint_name(source), architecture=ARCHITECTURE, sha256=source_hash, skipped_tensors=()
+                name=origin.name,
+                revision=origin.revision,
+                architecture=ARCHITECTURE,
+                sha256=source_hash,
+                skipped_tensors=(),
             ),
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
             text=_text_model(config, settings),
@@ -152,7 +157,7 @@ def convert_onnx(
             engines={},
             files=list_files(beside, Silence().advance),
         )
-        with _second_moments(Package(beside, draft), source, settings) as second_moments:
+        with _second_moments(Package(beside, draft), checkpoint.folder, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
             engine, applied = _build_engine(
                 checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
@@ -167,7 +172,7 @@ def convert_onnx(
             files=list_files(beside, progress.advance),
         )
         write_manifest(beside, manifest)
-    notes = _notes(checkpoint, frontend) + unused_generation_settings(source)
+    notes = _notes(checkpoint, frontend) + unused_generation_settings(checkpoint.folder)
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)

@@ -17,7 +17,7 @@ from cabochon.package import hash_file
 REPORT_NAME = "report.json"
 REPORT_PAGE_NAME = "report.html"
 """What a verification found; not part of the manifest, because it is written afterwards."""
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class OutputError(CabochonError, OSError):
@@ -49,7 +49,7 @@ def new_package(folder: Path, *, replace: bool) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, CabochonError):
             raise
-        if error.errno in _NO_SPACE:
+        if error.errno in NO_SPACE:
             raise OutputError(f"the disk of {folder} is full: free some space and convert again.") from None
         raise OutputError(f"{error.filename or folder} cannot be written ({error.strerror}).") from None
     finally:

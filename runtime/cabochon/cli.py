@@ -206,6 +206,7 @@ def _facts(package: Package) -> dict[str, object]:
     audio = manifest.audio
     return {
         "checkpoint": manifest.source.name,
+        "revision": manifest.source.revision,
         "architecture": manifest.source.architecture,
         "checkpoint_sha256": manifest.source.sha256,
         "converted_by": manifest.created_by,

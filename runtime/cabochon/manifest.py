@@ -55,6 +55,8 @@ class SourceCheckpoint:
 
     name: str
     """Name of the checkpoint's folder or hub repository."""
+    revision: str | None
+    """Commit of the hub repository; None for a folder."""
     architecture: str
     """The checkpoint's own name for its model class."""
     sha256: str

@@ -102,6 +102,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
             st.builds(
                 SourceCheckpoint,
                 name=TEXTS,
+                revision=st.none() | TEXTS,
                 architecture=TEXTS,
                 sha256=TEXTS,
                 skipped_tensors=st.lists(TEXTS, max_size=2).map(tuple),
