@@ -11,12 +11,13 @@ import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.package import Package
-from cabochon_convert.checkpoint import Checkpoint, open_checkpoint
+from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.evaluation_data import EvaluationData
 from cabochon_convert.progress import Progress
 from cabochon_convert.questions import Prompt, QuestionWriter
 from cabochon_convert.recipes import Recipe
 from cabochon_convert.reference import ReferenceModel
+from cabochon_convert.source import CheckpointSource, open_source
 
 _SHARED_INPUTS = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 """Layers that read what another one reads."""
@@ -35,12 +36,14 @@ class Calibration:
         self._progress = progress
 
     @contextmanager
-    def measured(self, package: Package, source: Path, recipe: Recipe) -> Iterator[Callable[[str], Float32Array]]:
+    def measured(
+        self, package: Package, source: CheckpointSource, recipe: Recipe
+    ) -> Iterator[Callable[[str], Float32Array]]:
         """Within it, second moments by the name of a weight matrix: float32 [inputs, inputs].
 
         Args:
             package: the manifest and its tokenizer and chat template, for prompts; weights are not needed.
-            source: folder of the checkpoint.
+            source: the checkpoint.
             recipe: says which matrices are rounded by calibration.
         """
         writer = QuestionWriter(package)
@@ -49,7 +52,7 @@ class Calibration:
             for data in self._data
             for question in writer.questions(data)
         ]
-        tensors = calibrated_tensors(open_checkpoint(source), recipe)
+        tensors = calibrated_tensors(open_source(source), recipe)
         with tempfile.TemporaryDirectory(dir=package.folder.parent) as folder:
             reference = ReferenceModel(source, self._progress)
             for tensor, moments in reference.second_moments(prompts, tensors):

@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ MAX_HEADER_BYTES = 100_000_000
 VALUES_AT_ONCE = 8 << 20
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+RowIndex = slice | npt.NDArray[np.int64]
+"""Rows of a matrix: a run of them, or one after the other."""
+RowMerge = Callable[[Float32Array, RowIndex], Float32Array]
+"""Takes rows of a matrix as stored, and which ones they are; returns them changed."""
 
 
 class CheckpointError(CabochonError, ValueError):
@@ -61,16 +65,40 @@ class TensorRecord:
         return math.prod(self.shape) * _ALL_BITS.get(self.storage, 8) // 8
 
 
+class WeightChange(Protocol):
+    """What an adapter does to a matrix."""
+
+    def open(self) -> RowMerge:
+        """Read what the change needs in memory."""
+
+
 class Checkpoint:
     """A checkpoint folder whose files were found complete; remembers which tensors were read."""
+
+    has_own_head = False
+    """Whether an adapter has parted an output matrix from the token embeddings that config.json ties it to."""
 
     def __init__(
         self, folder: Path, records: dict[str, TensorRecord], on_read: Callable[[int], None] | None = None
     ) -> None:
         self.folder = folder
+        self.files = tuple(sorted({record.file for record in records.values()}))
+        """The checkpoint's own weight files, in name order."""
+        self.changed_names: tuple[str, ...] = ()
+        """Tensors that an adapter replaces or changes, in name order."""
         self._records = records
+        self._changes: Mapping[str, WeightChange] = {}
         self._on_read = on_read or (lambda _: None)
         self._read_names: set[str] = set()
+
+    def changed(
+        self, replaced: Mapping[str, TensorRecord], changes: Mapping[str, WeightChange], *, has_own_head: bool
+    ) -> Checkpoint:
+        """The same checkpoint with some tensors from elsewhere, and some matrices changed while they are read."""
+        other = Checkpoint(self.folder, {**self._records, **replaced}, self._on_read)
+        other.files, other._changes, other.has_own_head = self.files, changes, has_own_head
+        other.changed_names = tuple(sorted({*replaced, *changes}))
+        return other
 
     def __contains__(self, name: str) -> bool:
         return name in self._records
@@ -84,11 +112,6 @@ class Checkpoint:
     def unread_names(self) -> tuple[str, ...]:
         """Tensors that nobody asked for so far."""
         return tuple(sorted(self._records.keys() - self._read_names))
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The weight files, in name order."""
-        return tuple(sorted({record.file for record in self._records.values()}))
 
     @property
     def size(self) -> int:
@@ -105,10 +128,15 @@ class Checkpoint:
         return sum(record.size for name, record in self._records.items() if name.startswith(prefix))
 
     def record(self, name: str) -> TensorRecord:
-        """The record of a tensor that must exist."""
+        """The record of a tensor that must exist. Where an adapter changes it, reading gives float32."""
         if name not in self._records:
             raise CheckpointError(f"{self.folder} has no tensor {name}, which its config.json asks for.")
-        return self._records[name]
+        record = self._records[name]
+        return replace(record, storage="F32") if name in self._changes else record
+
+    def row_merge(self, name: str) -> RowMerge | None:
+        """What has to be done to rows of a matrix that were read by its record; None if nothing."""
+        return self._changes[name].open() if name in self._changes else None
 
     def read(self, name: str, shape: tuple[int, ...], *, may_be_infinite: bool = False) -> Float32Array:
         """A whole tensor as float32; CheckpointError unless it has the shape that the config leads to expect."""
@@ -116,24 +144,29 @@ class Checkpoint:
         values = _read_values(record, 0, math.prod(shape))
         if not may_be_infinite:
             _refuse_not_finite(record, values)
+        merge = self.row_merge(name)
         self._on_read(record.size)
-        return values.reshape(shape)
+        return merge(values.reshape(shape), slice(None)) if merge else values.reshape(shape)
 
     def read_rows(self, name: str, shape: tuple[int, int], rows: range | None = None) -> Iterator[Float32Array]:
         """Some or all rows of a matrix as float32, a few megabytes at a time: [some rows, columns]."""
-        record = self._expect(name, shape)
+        record, merge = self._expect(name, shape), self.row_merge(name)
         for part in _row_parts(range(shape[0]) if rows is None else rows, shape[1]):
             values = _read_values(record, part.start * shape[1], len(part) * shape[1])
             _refuse_not_finite(record, values)
-            yield values.reshape(len(part), shape[1])
+            values = values.reshape(len(part), shape[1])
+            yield merge(values, slice(part.start, part.stop)) if merge else values
             self._on_read(len(part) * record.row_bytes)
 
     def read_stored_rows(self, name: str, shape: tuple[int, int]) -> Iterator[npt.NDArray[np.uint8]]:
-        """The bytes of a matrix as they are stored, a few megabytes at a time: uint8 [some rows, row bytes]."""
+        """The bytes of a matrix as its record has them, a few megabytes at a time: uint8 [some rows, row bytes]."""
+        if name in self._changes:
+            yield from (part.view(np.uint8) for part in self.read_rows(name, shape))
+            return
         record = self._expect(name, shape)
         for part in _row_parts(range(shape[0]), shape[1]):
             offset = record.offset + part.start * record.row_bytes
-            with _reading(record.file):
+            with reading(record.file):
                 stored = np.array(np.memmap(record.file, np.uint8, "r", offset, (len(part), record.row_bytes)))
             yield stored
             self._on_read(len(part) * record.row_bytes)
@@ -146,13 +179,14 @@ class Checkpoint:
         # A byte may hold four values.
         for part in _row_parts(range(shape[0]) if rows is None else rows, 4 * shape[1]):
             offset = record.offset + part.start * record.row_bytes
-            with _reading(record.file):
+            with reading(record.file):
                 found = np.array(np.memmap(record.file, INTEGER_TYPES[storage], "r", offset, (len(part), shape[1])))
             yield found
             self._on_read(len(part) * record.row_bytes)
 
     def _expect(self, name: str, shape: tuple[int, ...], storages: Collection[str] = tuple(BITS)) -> TensorRecord:
-        record = self.record(name)
+        self.record(name)
+        record = self._records[name]
         self._read_names.add(name)
         if record.shape != shape:
             raise CheckpointError(
@@ -181,7 +215,7 @@ def open_checkpoint(folder: Path, on_read: Callable[[int], None] | None = None) 
     try:
         _refuse_other_folders(folder)
         for file in _weight_files(folder):
-            records.update(_read_header(file))
+            records.update(read_header(file))
         _check_index(folder, records)
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}).") from None
@@ -205,7 +239,7 @@ def hash_checkpoint(checkpoint: Checkpoint, progress: Callable[[int], None]) -> 
     """SHA-256 over config.json and the weight files, in this order; reports the bytes it went through."""
     digest = hashlib.sha256()
     for path in (checkpoint.folder / "config.json", *checkpoint.files):
-        with _reading(path):
+        with reading(path):
             for chunk in file_chunks(path):
                 digest.update(chunk)
                 progress(len(chunk))
@@ -216,7 +250,11 @@ def _refuse_other_folders(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder: expected a Hugging Face checkpoint that lies on this disk.")
     if not (folder / "config.json").is_file():
-        kind = "a LoRA adapter, merge it into its model first" if (folder / "adapter_config.json").is_file() else None
+        kind = (
+            "a LoRA adapter: name its model, and the adapter with --lora"
+            if (folder / "adapter_config.json").is_file()
+            else None
+        )
         raise CheckpointError(f"{folder} is {kind or 'not a Hugging Face checkpoint: it has no config.json'}.")
 
 
@@ -243,7 +281,16 @@ def _check_index(folder: Path, records: dict[str, TensorRecord]) -> None:
                 raise CheckpointError(f"{INDEX_NAME} says that {file} holds {name}, but it does not: get it again.")
 
 
-def _read_header(path: Path) -> dict[str, TensorRecord]:
+def read_record(record: TensorRecord) -> Float32Array:
+    """A whole tensor of floating-point numbers as float32; CheckpointError unless all are finite."""
+    if record.storage not in BITS:
+        raise CheckpointError(f"the tensor {record.name} is stored as {record.storage}, expected {' or '.join(BITS)}.")
+    values = _read_values(record, 0, math.prod(record.shape)).reshape(record.shape)
+    _refuse_not_finite(record, values)
+    return values
+
+
+def read_header(path: Path) -> dict[str, TensorRecord]:
     """Records of one safetensors file: 8 bytes of header length, a JSON header, the values."""
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -299,14 +346,15 @@ def _read_values(record: TensorRecord, first: int, count: int) -> Float32Array:
     stored = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[record.storage])
     if count == 0:
         return np.zeros(0, np.float32)
-    with _reading(record.file):
+    with reading(record.file):
         # A file-backed page counts as resident until it is unmapped, and this map lives as long as this call.
         mapped = np.memmap(record.file, stored, "r", record.offset + first * item, (count,))
         return widen_bfloat16(mapped) if record.storage == "BF16" else np.array(mapped, np.float32)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """CheckpointError where a file cannot be read within."""
     try:
         yield
     except (OSError, ValueError) as error:  # numpy's ValueError: the file became shorter

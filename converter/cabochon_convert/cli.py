@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="compare with transformers and write report.json and report.html into the package",
     )
-    _add_revision(parser)
+    _add_source(parser)
     _add_data(parser)
     return parser
 
@@ -81,13 +82,19 @@ def _verify_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--reference", required=True, dest="checkpoint", help="the checkpoint that they came from: folder or hub id"
     )
-    _add_revision(parser)
+    _add_source(parser)
     _add_data(parser)
     return parser
 
 
-def _add_revision(parser: argparse.ArgumentParser) -> None:
+def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
+    parser.add_argument(
+        "--lora",
+        metavar="ADAPTER",
+        help="LoRA adapter to merge into the checkpoint: folder that peft saved, or hub id",
+    )
+    parser.add_argument("--lora-revision", help="branch, tag or commit of an adapter on the hub")
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +162,7 @@ def _verify(packages: Sequence[Path], source: CheckpointSource, data: Evaluation
     from cabochon_convert.verify import verify_packages
 
     with ProgressBars() as progress:
-        reports = verify_packages(packages, source.folder, progress, data)
+        reports = verify_packages(packages, source, progress, data)
     for package, report in zip(packages, reports, strict=True):
         if len(packages) > 1:
             print(f"{package}, recipe {report.recipe}, {report.size / 1e6:.1f} MB")
@@ -166,9 +173,13 @@ def _verify(packages: Sequence[Path], source: CheckpointSource, data: Evaluation
 
 
 def _source(arguments: argparse.Namespace) -> CheckpointSource:
-    from cabochon_convert.source import find_source
+    from cabochon_convert.source import find_adapter, find_source
 
-    return find_source(arguments.checkpoint, arguments.revision)
+    if arguments.lora is None and arguments.lora_revision is not None:
+        raise RequestError(f"--lora-revision {arguments.lora_revision} is for an adapter: name it with --lora.")
+    # The adapter is small, so that what is wrong with it is found before a model of gigabytes is fetched.
+    adapter = find_adapter(arguments.lora, arguments.lora_revision) if arguments.lora is not None else None
+    return replace(find_source(arguments.checkpoint, arguments.revision), adapter=adapter)
 
 
 def _evaluation_data(arguments: argparse.Namespace) -> EvaluationData | None:

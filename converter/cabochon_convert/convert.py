@@ -19,6 +19,7 @@ from cabochon.manifest import (
     EmbeddingTable,
     Engine,
     Manifest,
+    SourceAdapter,
     SourceCheckpoint,
     TextModel,
 )
@@ -28,7 +29,6 @@ from cabochon_convert.checkpoint import (
     Checkpoint,
     CheckpointError,
     hash_checkpoint,
-    open_checkpoint,
     read_json,
 )
 from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
@@ -37,6 +37,7 @@ from cabochon_convert.embeddings import table_of_head, write_table
 from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
+from cabochon_convert.lora import hash_adapter
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
@@ -55,7 +56,7 @@ from cabochon_convert.processor import (
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
-from cabochon_convert.source import CheckpointSource, local_source
+from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.trained_integers import hold_the_same
 
 DEFAULT_CONTEXT_LENGTH = 4096
@@ -65,7 +66,7 @@ class InputMeasure(Protocol):
     """What `cabochon_convert.calibration.Calibration` does; it needs torch, and conversions without it do not."""
 
     def measured(
-        self, package: Package, source: Path, recipe: Recipe
+        self, package: Package, source: CheckpointSource, recipe: Recipe
     ) -> AbstractContextManager[Callable[[str], Float32Array]]:
         """Within it, second moments of inputs by the name of a weight matrix."""
 
@@ -118,8 +119,10 @@ def convert_onnx(
     """
     progress = progress or Silence()
     origin = local_source(source) if isinstance(source, Path) else source
-    checkpoint = open_checkpoint(origin.folder, progress.advance)
+    checkpoint = open_source(origin, progress.advance)
     config = read_config(read_json(checkpoint.folder / "config.json"), with_audio=not settings.text_only)
+    if checkpoint.has_own_head:
+        config = replace(config, text=replace(config.text, ties_embeddings=False))
     integers = open_integers(checkpoint, config, settings.recipe)
     tokenizer = read_tokenizer(checkpoint.folder)
     tokenizer_file = (checkpoint.folder / TOKENIZER_NAME).read_bytes()
@@ -128,13 +131,14 @@ def convert_onnx(
     chat_template = read_chat_template(checkpoint.folder)
     frontend = _audio_frontend(checkpoint.folder, config)
     check_prompts(tokenizer, chat_template, config)
-    _refuse_overlap(checkpoint.folder, folder)
+    _refuse_overlap(origin, folder)
     progress.start("reading the checkpoint", checkpoint.size, "B")
     source_hash = hash_checkpoint(checkpoint, progress.advance)
+    adapter = _adapter_record(origin)
     with new_package(folder, replace=settings.replace) as beside:
         (beside / TOKENIZER_NAME).write_bytes(tokenizer_file)
         (beside / CHAT_TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-        _copy_tokenizer_config(source, beside)
+        _copy_tokenizer_config(checkpoint.folder, beside)
         draft = Manifest(
             format_version=FORMAT_VERSION,
             created_by=f"cabochon {cabochon.__version__}",
@@ -144,6 +148,7 @@ def convert_onnx(
                 architecture=ARCHITECTURE,
                 sha256=source_hash,
                 skipped_tensors=(),
+                adapter=adapter,
             ),
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
             text=_text_model(config, settings),
@@ -157,7 +162,7 @@ def convert_onnx(
             engines={},
             files=list_files(beside, Silence().advance),
         )
-        with _second_moments(Package(beside, draft), checkpoint.folder, settings) as second_moments:
+        with _second_moments(Package(beside, draft), origin, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
             engine, applied = _build_engine(
                 checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
@@ -179,7 +184,7 @@ def convert_onnx(
 
 
 def _second_moments(
-    draft: Package, source: Path, settings: ConversionSettings
+    draft: Package, source: CheckpointSource, settings: ConversionSettings
 ) -> AbstractContextManager[Callable[[str], Float32Array] | None]:
     if settings.calibration is None or not settings.recipe.is_calibrated:
         return nullcontext()
@@ -192,9 +197,18 @@ def _copy_tokenizer_config(source: Path, folder: Path) -> None:
         (folder / TOKENIZER_CONFIG_NAME).write_bytes((source / TOKENIZER_CONFIG_NAME).read_bytes())
 
 
-def _refuse_overlap(source: Path, folder: Path) -> None:
-    if folder.resolve() in (source.resolve(), *source.resolve().parents):
-        raise OutputError(f"{folder} holds the checkpoint itself: choose another name.")
+def _adapter_record(source: CheckpointSource) -> SourceAdapter | None:
+    if source.adapter is None:
+        return None
+    sha256 = hash_adapter(source.adapter.folder)
+    return SourceAdapter(name=source.adapter.name, revision=source.adapter.revision, sha256=sha256)
+
+
+def _refuse_overlap(source: CheckpointSource, folder: Path) -> None:
+    parts = {"checkpoint": source.folder} | ({"adapter": source.adapter.folder} if source.adapter else {})
+    for part, place in parts.items():
+        if folder.resolve() in (place.resolve(), *place.resolve().parents):
+            raise OutputError(f"{folder} holds the {part} itself: choose another name.")
 
 
 def _build_engine(
@@ -315,6 +329,11 @@ def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str,
     if len(skipped) > len(vestigial):
         parts = sorted({name.removeprefix("model.").split(".")[0] for name in skipped if name not in vestigial})
         notes.append(f"{len(skipped) - len(vestigial)} tensors were left out: this package has no {', '.join(parts)}.")
+    if idle := sorted(set(skipped).intersection(checkpoint.changed_names)):
+        others = f" and {len(idle) - 1} others" if len(idle) > 1 else ""
+        notes.append(f"the adapter changes tensors that were left out, which has no effect: {idle[0]}{others}.")
+    if checkpoint.has_own_head:
+        notes.append("the adapter parts the output matrix from the token embeddings, so the package holds both.")
     return tuple(notes)
 
 

@@ -40,6 +40,7 @@ WANTED = [
 ]
 # Patterns match across slashes: folders hold other forms of the same weights, as do consolidated files.
 UNWANTED = ["*/*", "consolidated*"]
+WANTED_OF_ADAPTER = ["adapter_config.json", "adapter_model.safetensors"]
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -55,16 +56,23 @@ def download_checkpoint(name: str, revision: str | None) -> Path:
     Raises:
         CheckpointError: the hub does not know the model or withholds it, the network or the disk does not suffice.
     """
+    return _download(name, revision, WANTED, "config.json", "a Hugging Face checkpoint")
+
+
+def download_adapter(name: str, revision: str | None) -> Path:
+    """The folder in the hub's cache with the files of a LoRA adapter; like `download_checkpoint`."""
+    return _download(name, revision, WANTED_OF_ADAPTER, "adapter_config.json", "a LoRA adapter")
+
+
+def _download(name: str, revision: str | None, wanted: list[str], needed: str, expected: str) -> Path:
     logging.set_verbosity_error()
     if not sys.stderr.isatty() and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
     with _errors_in_one_sentence(name, revision):
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED))
-    if not (folder / "config.json").is_file():
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=UNWANTED))
+    if not (folder / needed).is_file():
         # Without the hub's list of files, which older versions did not keep, an offline cache passes for whole.
-        raise CheckpointError(
-            f"{name} has no config.json: expected a Hugging Face checkpoint, or a network if its download was cut off."
-        )
+        raise CheckpointError(f"{name} has no {needed}: expected {expected}, or a network if its download was cut off.")
     return folder
 
 

@@ -17,6 +17,7 @@ from cabochon.errors import missing_dependency
 from cabochon_convert.layers_onnx import LayerOutputs
 from cabochon_convert.progress import Progress
 from cabochon_convert.questions import Prompt
+from cabochon_convert.source import CheckpointSource
 
 try:
     import torch
@@ -36,12 +37,12 @@ class ReferenceModel:
     """A checkpoint run by transformers.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the checkpoint, or its folder.
         progress: told of every layer that ran.
         memory: bytes of float32 weights that may stay in memory; None for `resident_memory`.
     """
 
-    def __init__(self, checkpoint: Path, progress: Progress, memory: int | None = None) -> None:
+    def __init__(self, checkpoint: CheckpointSource | Path, progress: Progress, memory: int | None = None) -> None:
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self._progress = progress

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cabochon.errors import missing_dependency
-from cabochon_convert.checkpoint import CheckpointError, open_checkpoint
+from cabochon_convert.checkpoint import CheckpointError, RowMerge
+from cabochon_convert.source import CheckpointSource, open_source
 
 try:
     import safetensors
@@ -46,11 +48,11 @@ def resident_memory() -> int:
     return min(limits) // 4
 
 
-def load_model(checkpoint: Path, memory: int, on_layer: Callable[[], None]) -> Any:
+def load_model(checkpoint: CheckpointSource | Path, memory: int, on_layer: Callable[[], None]) -> Any:
     """transformers' Gemma 4 with its text and audio parts, in float32, ready to run.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: the checkpoint, or its folder.
         memory: bytes of float32 weights that may stay in memory.
         on_layer: called whenever a layer of the decoder or the audio encoder has run.
 
@@ -58,13 +60,14 @@ def load_model(checkpoint: Path, memory: int, on_layer: Callable[[], None]) -> A
         CheckpointError: a weight is missing or has another shape than the config asks for, or a file is damaged.
     """
     store = _Store(checkpoint)
-    model = _build_without_weights(checkpoint)
+    model = _build_without_weights(store.folder)
     decoder_layers, audio_layers = (_children(model, name) for name in (DECODER_LAYERS, AUDIO_LAYERS))
     tables = {name: model.get_submodule(name) for name in TABLES if _has(model, name)}
     for name, module in tables.items():
-        _look_rows_up(module, store.stored(f"{name}.weight", module.weight.shape))
-    tied = f"{TOKEN_TABLE}.weight" if model.config.tie_word_embeddings else "lm_head.weight"
-    model.lm_head = _HeadInParts(store.stored(tied, model.lm_head.weight.shape))
+        _look_rows_up(module, store.matrix(f"{name}.weight", module.weight.shape))
+    is_tied = model.config.tie_word_embeddings and not store.has_own_head
+    head = f"{TOKEN_TABLE}.weight" if is_tied else "lm_head.weight"
+    model.lm_head = _HeadInParts(store.matrix(head, model.lm_head.weight.shape))
     apart = tuple(f"{name}." for name in (*decoder_layers, *audio_layers, *tables))
     small = {name: value.shape for name, value in model.state_dict().items() if not name.startswith(apart)}
     model.load_state_dict({name: store.read(name, small[name]) for name in small}, strict=False, assign=True)
@@ -81,14 +84,49 @@ def load_model(checkpoint: Path, memory: int, on_layer: Callable[[], None]) -> A
     return model.eval()
 
 
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A matrix as it is stored, whose pages are read when they are used, and what an adapter does to its rows then."""
+
+    stored: Any
+    merge: RowMerge | None
+
+    def rows(self, rows: Any) -> Any:
+        """Rows as float32, chosen by a slice or by their indices."""
+        values = self.stored[rows].float()
+        if self.merge is None:
+            return values
+        return torch.from_numpy(self.merge(values.numpy(), rows if isinstance(rows, slice) else rows.numpy()))
+
+
 class _Store:
     """Tensors of a checkpoint, mapped into memory by safetensors."""
 
-    def __init__(self, folder: Path) -> None:
-        self._checkpoint = open_checkpoint(folder)
-        self._files = {file: safetensors.safe_open(str(file), framework="pt") for file in self._checkpoint.files}
+    def __init__(self, checkpoint: CheckpointSource | Path) -> None:
+        self._checkpoint = open_source(checkpoint)
+        self._files: dict[Path, Any] = {}
 
-    def stored(self, name: str, shape: tuple[int, ...]) -> Any:
+    @property
+    def folder(self) -> Path:
+        """Of the checkpoint."""
+        return self._checkpoint.folder
+
+    @property
+    def has_own_head(self) -> bool:
+        """See `Checkpoint.has_own_head`."""
+        return self._checkpoint.has_own_head
+
+    def matrix(self, name: str, shape: tuple[int, ...]) -> _Matrix:
+        """A matrix that is too large to be read at once."""
+        return _Matrix(self._stored(name, shape), self._checkpoint.row_merge(name))
+
+    def read(self, name: str, shape: tuple[int, ...]) -> Any:
+        """A tensor as float32."""
+        values = self._stored(name, shape).float()
+        merge = self._checkpoint.row_merge(name)
+        return values if merge is None else torch.from_numpy(merge(values.numpy(), slice(None)))
+
+    def _stored(self, name: str, shape: tuple[int, ...]) -> Any:
         """A tensor as it is stored: its pages are read when they are used."""
         record = self._checkpoint.record(name)
         if record.shape != tuple(shape):
@@ -96,11 +134,9 @@ class _Store:
                 f"the tensor {name} has shape {list(record.shape)}, but config.json leads to {list(shape)}: "
                 "the weights do not belong to this config."
             )
-        return self._files[record.file].get_tensor(name)
-
-    def read(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A tensor as float32."""
-        return self.stored(name, shape).float()
+        if record.file not in self._files:
+            self._files[record.file] = safetensors.safe_open(str(record.file), framework="pt")
+        return self._files[record.file].get_tensor(record.name)
 
 
 class _PassingWeights:
@@ -136,25 +172,27 @@ class _PassingWeights:
 class _HeadInParts(torch.nn.Module):
     """The output matrix [vocabulary, hidden] as stored, widened part by part while it is multiplied."""
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: _Matrix) -> None:
         super().__init__()
         self._matrix = matrix
 
     @property
     def size(self) -> int:
         """Bytes as float32."""
-        return 4 * int(self._matrix.numel())
+        return 4 * int(self._matrix.stored.numel())
 
     def stay(self) -> None:
         """Keep the whole matrix as float32."""
-        self._matrix = self._matrix.float()
+        self._matrix = _Matrix(self._matrix.rows(slice(None)), None)
 
     def forward(self, hidden: Any) -> Any:
         """Hidden states [..., hidden] to logits [..., vocabulary]."""
-        if self._matrix.dtype == torch.float32:
-            return torch.nn.functional.linear(hidden, self._matrix)
-        parts = self._matrix.split(HEAD_ROWS_AT_ONCE)
-        return torch.cat([torch.nn.functional.linear(hidden, part.float()) for part in parts], dim=-1)
+        matrix = self._matrix
+        if matrix.merge is None and matrix.stored.dtype == torch.float32:
+            return torch.nn.functional.linear(hidden, matrix.stored)
+        starts = range(0, len(matrix.stored), HEAD_ROWS_AT_ONCE)
+        parts = (matrix.rows(slice(start, start + HEAD_ROWS_AT_ONCE)) for start in starts)
+        return torch.cat([torch.nn.functional.linear(hidden, part) for part in parts], dim=-1)
 
 
 def _build_without_weights(checkpoint: Path) -> Any:
@@ -182,16 +220,16 @@ def _build_without_weights(checkpoint: Path) -> Any:
     return model
 
 
-def _look_rows_up(module: Any, table: Any) -> None:
+def _look_rows_up(module: Any, table: _Matrix) -> None:
     """Give an embedding module, while it runs, a matrix that holds only the rows that it is asked for."""
 
     def narrow(_: Any, arguments: tuple[Any]) -> tuple[Any]:
         tokens, places = arguments[0].unique(return_inverse=True)
-        module.weight = torch.nn.Parameter(table[tokens].float(), requires_grad=False)
+        module.weight = torch.nn.Parameter(table.rows(tokens), requires_grad=False)
         return (places,)
 
     def widen(*_: Any) -> None:
-        module.weight = torch.nn.Parameter(table, requires_grad=False)
+        module.weight = torch.nn.Parameter(table.stored, requires_grad=False)
 
     widen()
     module.register_forward_pre_hook(narrow)

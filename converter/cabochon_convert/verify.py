@@ -14,11 +14,11 @@ from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
 from cabochon.manifest import AudioModel, Manifest
 from cabochon.package import Package, open_package, replace_text
-from cabochon_convert.checkpoint import open_checkpoint
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.evaluation_data import EvaluationData
 from cabochon_convert.fidelity import TaskFidelity, agreement, compare_answer, divergence, summarize
 from cabochon_convert.layers_onnx import ENGINE, layer_errors, read_layer_outputs
+from cabochon_convert.lora import hash_adapter
 from cabochon_convert.package import REPORT_NAME, REPORT_PAGE_NAME
 from cabochon_convert.progress import Progress
 from cabochon_convert.questions import Question, QuestionWriter, made_up_clips
@@ -26,6 +26,7 @@ from cabochon_convert.reference import ReferenceModel
 from cabochon_convert.reference_record import LogitStore, ProbeRecord, ReferenceRecord, record_reference
 from cabochon_convert.report import AudioComparison, LogitComparison, Report, checkpoint_figures, package_figures
 from cabochon_convert.report_page import render_page
+from cabochon_convert.source import CheckpointSource, local_source, open_source
 
 MIN_CONTEXT_LENGTH = 512
 FLOAT_TOLERANCE = 1e-4
@@ -33,7 +34,10 @@ FLOAT_TOLERANCE = 1e-4
 
 
 def verify_packages(
-    folders: Sequence[Path], checkpoint: Path, progress: Progress, data: EvaluationData | None = None
+    folders: Sequence[Path],
+    checkpoint: CheckpointSource | Path,
+    progress: Progress,
+    data: EvaluationData | None = None,
 ) -> tuple[Report, ...]:
     """Compare packages with their checkpoint; writes report.json and report.html into every one of them.
 
@@ -41,7 +45,7 @@ def verify_packages(
 
     Args:
         folders: packages of one checkpoint.
-        checkpoint: its folder.
+        checkpoint: it, or its folder, with the adapter that was merged into the packages.
         progress: told what is being done.
         data: what else than made-up sounds to compare on; the built-in typed prompts if None.
 
@@ -51,14 +55,16 @@ def verify_packages(
     packages = [open_package(folder) for folder in folders]
     for package in packages:
         refuse_short_context(package.manifest.text.context_length)
+    source = local_source(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     _refuse_strangers(packages)
+    _refuse_another_adapter(packages[0], source)
     writer = QuestionWriter(min(packages, key=lambda package: package.manifest.text.context_length))
     questions = writer.questions(data or EvaluationData("English"))
     with LogitStore(folders[0]) as store:
-        record = _ask_reference(checkpoint, packages[0].manifest, writer, questions, store, progress)
+        record = _ask_reference(source, packages[0].manifest, writer, questions, store, progress)
         compared = [_compare_package(package, record, store, progress) for package in packages]
     figures = (
-        checkpoint_figures(open_checkpoint(checkpoint), compared[0]),
+        checkpoint_figures(open_source(source), compared[0]),
         *(package_figures(folder, report) for folder, report in zip(folders, compared, strict=True)),
     )
     for own_row, (folder, report) in enumerate(zip(folders, compared, strict=True), start=1):
@@ -82,9 +88,10 @@ def _refuse_strangers(packages: Sequence[Package]) -> None:
     """One run of the checkpoint serves all packages only if it is asked the same."""
     first = packages[0]
     for package in packages[1:]:
-        if package.manifest.source.sha256 != first.manifest.source.sha256:
+        if _origin(package) != _origin(first):
             raise RequestError(
-                f"{package.folder} was converted from another checkpoint than {first.folder}: verify them separately."
+                f"{package.folder} was converted from another checkpoint or adapter than {first.folder}: "
+                "verify them separately."
             )
         if (package.manifest.audio is None) != (first.manifest.audio is None):
             raise RequestError(
@@ -92,8 +99,24 @@ def _refuse_strangers(packages: Sequence[Package]) -> None:
             )
 
 
+def _origin(package: Package) -> tuple[str, str | None]:
+    source = package.manifest.source
+    return source.sha256, source.adapter.sha256 if source.adapter else None
+
+
+def _refuse_another_adapter(package: Package, source: CheckpointSource) -> None:
+    """What was merged into the package has to be merged into the reference."""
+    merged = package.manifest.source.adapter
+    if merged is None and source.adapter is not None:
+        raise RequestError(f"{package.folder} was converted without an adapter: verify it without --lora.")
+    if merged is not None and (source.adapter is None or hash_adapter(source.adapter.folder) != merged.sha256):
+        raise RequestError(
+            f"{package.folder} was converted with the adapter {merged.name}: name the same one with --lora."
+        )
+
+
 def _ask_reference(
-    checkpoint: Path,
+    source: CheckpointSource,
     manifest: Manifest,
     writer: QuestionWriter,
     questions: Sequence[Question],
@@ -103,7 +126,7 @@ def _ask_reference(
     """Everything that the checkpoint has to say."""
     clips = made_up_clips(manifest.audio)
     probes = [*(writer.probe(clip) for clip in clips), writer.probe(None)]
-    record = record_reference(ReferenceModel(checkpoint, progress), clips, probes, questions, manifest.sampling, store)
+    record = record_reference(ReferenceModel(source, progress), clips, probes, questions, manifest.sampling, store)
     # Modules and their hooks hold each other, and the packages need the memory of the weights now.
     gc.collect()
     return record

@@ -207,6 +207,7 @@ def _facts(package: Package) -> dict[str, object]:
     return {
         "checkpoint": manifest.source.name,
         "revision": manifest.source.revision,
+        "adapter": manifest.source.adapter.name if manifest.source.adapter else None,
         "architecture": manifest.source.architecture,
         "checkpoint_sha256": manifest.source.sha256,
         "converted_by": manifest.created_by,

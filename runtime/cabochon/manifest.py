@@ -50,12 +50,24 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SourceAdapter:
+    """A LoRA adapter that was merged into the weights."""
+
+    name: str
+    """Name of its folder or hub repository."""
+    revision: str | None
+    """Commit of the hub repository; None for a folder."""
+    sha256: str
+    """SHA-256 over its adapter_config.json and adapter_model.safetensors, in this order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCheckpoint:
-    """Where the weights came from."""
+    """Where the weights came from. The first packages of this format said nothing about revisions and adapters."""
 
     name: str
     """Name of the checkpoint's folder or hub repository."""
-    revision: str | None
+    revision: str | None = None
     """Commit of the hub repository; None for a folder."""
     architecture: str
     """The checkpoint's own name for its model class."""
@@ -63,6 +75,8 @@ class SourceCheckpoint:
     """SHA-256 over the checkpoint's config.json and weight files, in name order."""
     skipped_tensors: tuple[str, ...]
     """Tensors of the checkpoint that no part of the package uses."""
+    adapter: SourceAdapter | None = None
+    """What was merged into the checkpoint's weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

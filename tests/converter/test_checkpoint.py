@@ -120,7 +120,7 @@ def test_no_folder_an_empty_one_and_an_absurd_name_are_refused(tmp_path: Path) -
 def test_a_lora_adapter_is_called_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with refused(CheckpointError, "LoRA", "merge"):
+    with refused(CheckpointError, "LoRA", "--lora"):
         open_checkpoint(tmp_path)
 
 

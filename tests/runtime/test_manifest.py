@@ -28,6 +28,7 @@ from cabochon.manifest import (
     Prompts,
     RowRegion,
     Sampling,
+    SourceAdapter,
     SourceCheckpoint,
     Tensor,
     TextModel,
@@ -106,6 +107,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                 architecture=TEXTS,
                 sha256=TEXTS,
                 skipped_tensors=st.lists(TEXTS, max_size=2).map(tuple),
+                adapter=st.none() | st.builds(SourceAdapter, name=TEXTS, revision=st.none() | TEXTS, sha256=TEXTS),
             )
         ),
         recipe=draw(
@@ -211,6 +213,8 @@ def container(value: Any, place: tuple[str | int, ...]) -> Any:
 
 
 PLACES = all_keys(golden_value())
+# What the first packages of this format did not have.
+ADDED = [("source", "revision"), ("source", "adapter")]
 
 
 @given(manifests())
@@ -231,12 +235,22 @@ def test_another_format_version_is_refused_before_anything_else_is_read(version:
         manifest_from_text(json.dumps(golden_value() | {"format_version": version}), "manifest.json")
 
 
-@pytest.mark.parametrize("place", [place for place in PLACES if isinstance(place[-1], str)], ids=str)
+@pytest.mark.parametrize(
+    "place", [place for place in PLACES if isinstance(place[-1], str) and place not in ADDED], ids=str
+)
 def test_a_missing_key_is_refused_and_named(place: tuple[str | int, ...]) -> None:
     value = golden_value()
     del container(value, place)[place[-1]]
     with refused(PackageError, "no engine" if place == ("engines", "onnx") else str(place[-1])):
         manifest_from_text(json.dumps(value), "manifest.json")
+
+
+def test_a_manifest_from_before_revisions_and_adapters_is_still_read() -> None:
+    value = golden_value()
+    for section, key in ADDED:
+        del value[section][key]
+    source = manifest_from_text(json.dumps(value), "manifest.json").source
+    assert (source.name, source.revision, source.adapter) == ("small", None, None)
 
 
 @pytest.mark.parametrize("section", ["audio", "text", "prompts", "sampling", "source"])
