@@ -48,7 +48,7 @@ class RandomWeights:
 
 
 def small_config(**text_changes: Any) -> dict[str, Any]:
-    """A model of 0.6 M parameters with everything that E2B's decoder and audio encoder have."""
+    """A model of 0.6 M parameters with everything that E2B's decoder and encoders have."""
     config: dict[str, Any] = json.loads((REPOSITORY / "tests" / "configs" / "small.json").read_text())
     config["text_config"] |= text_changes
     return config
@@ -147,6 +147,8 @@ def _matrix_values(
 ) -> Iterator[np.ndarray]:
     is_table = "embed_tokens" in name
     scale = np.float32((shape[1] if is_table else np.prod(shape[1:])) ** -0.5)
+    if name.endswith("position_embedding_table"):
+        scale = np.float32(0.5)  # as large as the patches that it is added to
     remaining = int(np.prod(shape))
     if is_table:
         yield np.zeros(shape[1], np.float32)

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.manifest import AppliedPrecision, Graph
-from cabochon_convert.checkpoint import Checkpoint, CheckpointError
+from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter, clip
 from cabochon_convert.config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
 from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows
@@ -55,6 +56,7 @@ class _AudioEncoderBuilder:
     def __init__(self, graph: OnnxGraph, writer: LinearWriter, checkpoint: Checkpoint, config: AudioConfig) -> None:
         self._graph = graph
         self._writer = writer
+        self._linears = ClippedLinearWriter(graph, writer, checkpoint, PREFIX, clips=config.clips_linears)
         self._checkpoint = checkpoint
         self._config = config
         self._head_size = config.hidden_size // config.heads
@@ -242,32 +244,12 @@ class _AudioEncoderBuilder:
         return graph.node("Add", [y, x], f"{name}.output")
 
     def _linear(self, name: str, x: str, outputs: int, inputs: int) -> str:
-        """A linear layer whose input and output are clipped to the bounds that the checkpoint learnt."""
-        matrix = MatrixRows.whole(f"{PREFIX}{name}.linear.weight", outputs, inputs)
-        if not self._config.clips_linears:
-            return self._writer.linear(x, matrix, name)
-        x = self._clip_to(x, f"{name}.input", *self._bounds(name, "input"))
-        y = self._writer.linear(x, matrix, f"{name}.product")
-        return self._clip_to(y, f"{name}.output", *self._bounds(name, "output"))
-
-    def _bounds(self, name: str, side: str) -> tuple[float, float]:
-        names = (f"{PREFIX}{name}.{side}_{end}" for end in ("min", "max"))
-        low, high = (float(self._checkpoint.read(bound, (), may_be_infinite=True)) for bound in names)
-        if not low <= high:
-            raise CheckpointError(f"the {side} of {name} is clipped between {low} and {high}, which holds no number.")
-        return low, high
+        return self._linears.linear(x, name, outputs, inputs)
 
     def _clip(self, x: str) -> str:
         """Gradient clipping of the training code, which clips values."""
         bound = min(self._config.gradient_clipping, float(np.finfo(np.float32).max))
-        return self._clip_to(x, f"{x}.clipped", -bound, bound)
-
-    def _clip_to(self, x: str, output: str, low: float, high: float) -> str:
-        if math.isinf(low) and math.isinf(high):
-            return x
-        graph = self._graph
-        bounds = [graph.constant(f"bound.{bound!r}", bound) for bound in (low, high)]
-        return graph.node("Clip", [x, *bounds], output)
+        return clip(self._graph, x, f"{x}.clipped", -bound, bound)
 
     def _silu(self, x: str) -> str:
         return self._graph.node("Mul", [x, self._graph.node("Sigmoid", [x], f"{x}.sigmoid")], f"{x}.silu")

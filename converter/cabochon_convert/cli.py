@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--context-length", type=int, help="positions that the graph can address (default: 4096, or all of the model's)"
     )
-    parser.add_argument("--text-only", action="store_true", help="leave the audio encoder out")
+    parser.add_argument("--text-only", action="store_true", help="leave the audio and the vision encoder out")
+    parser.add_argument("--no-vision", action="store_true", help="leave the vision encoder out")
     parser.add_argument("--replace", action="store_true", help="replace a package that exists")
     parser.add_argument(
         "--verify",
@@ -136,6 +137,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             recipe=recipe,
             context_length=arguments.context_length,
             text_only=arguments.text_only,
+            without_vision=arguments.no_vision,
             replace=arguments.replace,
             calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
         )

@@ -6,33 +6,34 @@ not implement. The meaning of each key follows transformers' `models/gemma4` (5.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from cabochon_convert.checkpoint import CheckpointError
+from cabochon_convert.config_section import (
+    BOOKKEEPING,
+    read_positive,
+    read_positive_number,
+    read_section,
+    read_token,
+    read_token_list,
+    refuse_unknown,
+    require_value,
+)
 from cabochon_convert.quantization_config import GemmaQuantization, read_quantization
+from cabochon_convert.vision_config import VisionConfig, read_vision
 
 ARCHITECTURE = "Gemma4ForConditionalGeneration"
 INVALID_LOGIT = -1e9
 """What the audio encoder's attention adds to logits of places that a token must not see."""
-_REQUIRED = object()
 
-# Keys that transformers and fine-tuning tools write and that say nothing about the maths of inference.
-_BOOKKEEPING = {
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "chunk_size_feed_forward",
-    "dtype", "id2label", "initializer_range", "is_encoder_decoder", "label2id", "model_type", "output_attentions",
-    "output_hidden_states", "problem_type", "return_dict", "torch_dtype", "transformers_version", "unsloth_fixed",
-    "unsloth_version", "use_cache",
-}  # fmt: skip
-
-_TOP_KEYS = _BOOKKEEPING | {
+_TOP_KEYS = BOOKKEEPING | {
     "audio_config", "audio_token_id", "boa_token_id", "boi_token_id", "eoa_token_id", "eoa_token_index",
     "eoi_token_id", "eos_token_id", "image_token_id", "text_config", "tie_word_embeddings", "video_token_id",
     "vision_config", "vision_soft_tokens_per_image", "pad_token_id", "bos_token_id", "quantization_config",
 }  # fmt: skip
 
-_TEXT_KEYS = _BOOKKEEPING | {
+_TEXT_KEYS = BOOKKEEPING | {
     "attention_bias", "attention_k_eq_v", "bos_token_id", "enable_moe_block", "eos_token_id",
     "expert_intermediate_size", "final_logit_softcapping", "global_head_dim", "head_dim", "hidden_activation",
     "hidden_size", "hidden_size_per_layer_input", "intermediate_size", "layer_types", "max_position_embeddings",
@@ -42,7 +43,7 @@ _TEXT_KEYS = _BOOKKEEPING | {
     "top_k_experts", "use_bidirectional_attention", "use_double_wide_mlp", "vocab_size", "vocab_size_per_layer_input",
 }  # fmt: skip
 
-_AUDIO_KEYS = _BOOKKEEPING | {
+_AUDIO_KEYS = BOOKKEEPING | {
     "attention_chunk_size", "attention_context_left", "attention_context_right", "attention_invalid_logits_value",
     "attention_logit_cap", "conv_kernel_size", "gradient_clipping", "hidden_act", "hidden_size",
     "num_attention_heads", "num_hidden_layers", "output_proj_dims", "residual_weight", "rms_norm_eps",
@@ -121,16 +122,20 @@ class ModelConfig:
 
     text: TextConfig
     audio: AudioConfig | None
+    vision: VisionConfig | None
     audio_token: int
     begin_audio_token: int
     end_audio_token: int
+    image_token: int
+    begin_image_token: int
     end_image_token: int | None
+    """None where neither the checkpoint names one nor the model sees."""
     eos_tokens: tuple[int, ...]
     quantization: GemmaQuantization | None
     """How weights are stored as integers; None where all of them are floating point."""
 
 
-def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConfig:
+def read_config(config: dict[str, Any], *, with_audio: bool = True, with_vision: bool = True) -> ModelConfig:
     """Resolve config.json.
 
     Raises:
@@ -141,19 +146,24 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
     if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
         found = architecture or config.get("model_type") or "no model type"
         raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
-    _refuse_unknown(config, _TOP_KEYS, "config.json")
+    refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
-        ties_embeddings = _require_value(config, "tie_word_embeddings", (True, False), default=True)
-        text = _read_text(_section(config, "text_config"), ties_embeddings=ties_embeddings)
-        audio = _read_audio(_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
+        ties_embeddings = require_value(config, "tie_word_embeddings", (True, False), default=True)
+        text = _read_text(read_section(config, "text_config"), ties_embeddings=ties_embeddings)
+        audio = _read_audio(read_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
+        vision = read_vision(config) if with_vision and config.get("vision_config") else None
+        end_image = config.get("eoi_token_id")
         model = ModelConfig(
             text=text,
             audio=audio,
-            audio_token=_token(config.get("audio_token_id"), 258881),
-            begin_audio_token=_token(config.get("boa_token_id"), 256000),
-            end_audio_token=_token(config.get("eoa_token_index", config.get("eoa_token_id")), 258883),
-            end_image_token=None if config.get("eoi_token_id") is None else _token(config["eoi_token_id"], 0),
-            eos_tokens=_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
+            vision=vision,
+            audio_token=read_token(config.get("audio_token_id"), 258881),
+            begin_audio_token=read_token(config.get("boa_token_id"), 256000),
+            end_audio_token=read_token(config.get("eoa_token_index", config.get("eoa_token_id")), 258883),
+            image_token=read_token(config.get("image_token_id"), 258880),
+            begin_image_token=read_token(config.get("boi_token_id"), 255999),
+            end_image_token=None if vision is None and end_image is None else read_token(end_image, 258882),
+            eos_tokens=read_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
             quantization=read_quantization(config.get("quantization_config")),
         )
         if model.quantization and model.quantization.quantizes_embeddings and ties_embeddings:
@@ -172,33 +182,33 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True) -> ModelConf
 
 
 def _read_text(text: dict[str, Any], *, ties_embeddings: bool) -> TextConfig:
-    _refuse_unknown(text, _TEXT_KEYS, "text_config")
-    _require_value(text, "hidden_activation", ("gelu_pytorch_tanh",))
-    _require_value(text, "attention_bias", (False,), default=False)
-    _require_value(text, "attention_k_eq_v", (False,), default=False)
-    _require_value(text, "enable_moe_block", (False,), default=False)
-    _require_value(text, "use_bidirectional_attention", (None,), default=None)
-    _require_value(text, "vocab_size_per_layer_input", (text["vocab_size"],), default=text["vocab_size"])
+    refuse_unknown(text, _TEXT_KEYS, "text_config")
+    require_value(text, "hidden_activation", ("gelu_pytorch_tanh",))
+    require_value(text, "attention_bias", (False,), default=False)
+    require_value(text, "attention_k_eq_v", (False,), default=False)
+    require_value(text, "enable_moe_block", (False,), default=False)
+    require_value(text, "use_bidirectional_attention", (None,), default=None)
+    require_value(text, "vocab_size_per_layer_input", (text["vocab_size"],), default=text["vocab_size"])
     cap_key = "final_logit_softcapping"
     return TextConfig(
-        vocabulary_size=_positive(text, "vocab_size"),
-        hidden_size=_positive(text, "hidden_size"),
-        per_layer_input_size=_positive(text, "hidden_size_per_layer_input"),
-        heads=_positive(text, "num_attention_heads"),
+        vocabulary_size=read_positive(text, "vocab_size"),
+        hidden_size=read_positive(text, "hidden_size"),
+        per_layer_input_size=read_positive(text, "hidden_size_per_layer_input"),
+        heads=read_positive(text, "num_attention_heads"),
         layers=_read_layers(text),
-        sliding_window=_positive(text, "sliding_window"),
+        sliding_window=read_positive(text, "sliding_window"),
         rope=_read_rope(text),
-        norm_epsilon=_positive_number(text, "rms_norm_eps"),
-        final_logit_softcap=_positive_number(text, cap_key) if text.get(cap_key) else 0.0,
-        max_positions=_positive(text, "max_position_embeddings"),
+        norm_epsilon=read_positive_number(text, "rms_norm_eps"),
+        final_logit_softcap=read_positive_number(text, cap_key) if text.get(cap_key) else 0.0,
+        max_positions=read_positive(text, "max_position_embeddings"),
         ties_embeddings=ties_embeddings,
-        bos_token=_token(text.get("bos_token_id"), 2),
-        pad_token=_token(text.get("pad_token_id"), 0),
+        bos_token=read_token(text.get("bos_token_id"), 2),
+        pad_token=read_token(text.get("pad_token_id"), 0),
     )
 
 
 def _read_layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
-    count = _positive(text, "num_hidden_layers")
+    count = read_positive(text, "num_hidden_layers")
     names = text.get("layer_types")
     if not names:  # transformers' default pattern
         names = ["full_attention" if (index + 1) % 6 == 0 else "sliding_attention" for index in range(count)]
@@ -219,9 +229,9 @@ def _read_layers(text: dict[str, Any]) -> tuple[LayerConfig, ...]:
         layers.append(
             LayerConfig(
                 kind=kind,
-                head_size=_positive(text | overrides[index], "head_dim"),
-                kv_heads=_positive(text | overrides[index], "num_key_value_heads"),
-                intermediate_size=_positive(text, "intermediate_size") * (wide if shares else 1),
+                head_size=read_positive(text | overrides[index], "head_dim"),
+                kv_heads=read_positive(text | overrides[index], "num_key_value_heads"),
+                intermediate_size=read_positive(text, "intermediate_size") * (wide if shares else 1),
                 cache_layer=cache_layer,
             )
         )
@@ -246,7 +256,7 @@ def _layer_overrides(text: dict[str, Any], kinds: list[str]) -> list[dict[str, A
     if by_index.keys() - set(range(len(kinds))):
         raise CheckpointError("text_config.per_layer_config names layers that do not exist.")
     for override in by_index.values():
-        _refuse_unknown(override, {"head_dim", "num_key_value_heads"}, "text_config.per_layer_config")
+        refuse_unknown(override, {"head_dim", "num_key_value_heads"}, "text_config.per_layer_config")
     return [by_index.get(index, {}) for index in range(len(kinds))]
 
 
@@ -260,12 +270,12 @@ def _read_rope(text: dict[str, Any]) -> dict[str, RopeConfig]:
             "partial_rotary_factor": text.get("partial_rotary_factor", 0.25),
         },
     }
-    _refuse_unknown(parameters, {"sliding_attention", "full_attention"}, "text_config.rope_parameters")
+    refuse_unknown(parameters, {"sliding_attention", "full_attention"}, "text_config.rope_parameters")
     result = {}
     for name in ("sliding_attention", "full_attention"):
         entry = parameters[name]
         place = f"text_config.rope_parameters.{name}"
-        _refuse_unknown(entry, {"rope_type", "rope_theta", "partial_rotary_factor"}, place)
+        refuse_unknown(entry, {"rope_type", "rope_theta", "partial_rotary_factor"}, place)
         if entry.get("rope_type", "default") not in ("default", "proportional"):
             raise CheckpointError(f"{place}.rope_type is {entry['rope_type']!r}, expected default or proportional.")
         # The default type ignores the factor: transformers' compute_default_rope_parameters.
@@ -273,77 +283,37 @@ def _read_rope(text: dict[str, Any]) -> dict[str, RopeConfig]:
         fraction = float(entry.get("partial_rotary_factor", 1.0)) if proportional else 1.0
         if not 0 <= fraction <= 1:
             raise CheckpointError(f"{place}.partial_rotary_factor is {fraction}, expected a share between 0 and 1.")
-        result[name.removesuffix("_attention")] = RopeConfig(_positive_number(entry, "rope_theta"), fraction)
+        result[name.removesuffix("_attention")] = RopeConfig(read_positive_number(entry, "rope_theta"), fraction)
     return result
 
 
 def _read_audio(audio: dict[str, Any]) -> AudioConfig:
-    _refuse_unknown(audio, _AUDIO_KEYS, "audio_config")
-    _require_value(audio, "hidden_act", ("silu",), default="silu")
-    _require_value(audio, "attention_context_right", (0,), default=0)
+    refuse_unknown(audio, _AUDIO_KEYS, "audio_config")
+    require_value(audio, "hidden_act", ("silu",), default="silu")
+    require_value(audio, "attention_context_right", (0,), default=0)
     # Graphs mask with this value; transformers' default.
-    _require_value(audio, "attention_invalid_logits_value", (INVALID_LOGIT,), default=INVALID_LOGIT)
-    chunk = _positive(audio, "attention_chunk_size")
-    _require_value(audio, "attention_context_left", (chunk + 1,))
+    require_value(audio, "attention_invalid_logits_value", (INVALID_LOGIT,), default=INVALID_LOGIT)
+    chunk = read_positive(audio, "attention_chunk_size")
+    require_value(audio, "attention_context_left", (chunk + 1,))
     channels = tuple(int(channel) for channel in audio["subsampling_conv_channels"])
     if len(channels) != 2:
         raise CheckpointError(f"audio_config.subsampling_conv_channels has {len(channels)} entries, expected 2.")
-    if _positive(audio, "hidden_size") % _positive(audio, "num_attention_heads"):
+    if read_positive(audio, "hidden_size") % read_positive(audio, "num_attention_heads"):
         raise CheckpointError("audio_config.hidden_size must be a multiple of its num_attention_heads.")
     return AudioConfig(
-        hidden_size=_positive(audio, "hidden_size"),
-        layer_count=_positive(audio, "num_hidden_layers"),
-        heads=_positive(audio, "num_attention_heads"),
+        hidden_size=read_positive(audio, "hidden_size"),
+        layer_count=read_positive(audio, "num_hidden_layers"),
+        heads=read_positive(audio, "num_attention_heads"),
         subsampling_channels=(channels[0], channels[1]),
-        conv_kernel_size=_positive(audio, "conv_kernel_size"),
+        conv_kernel_size=read_positive(audio, "conv_kernel_size"),
         chunk_size=chunk,
-        residual_weight=_positive_number(audio, "residual_weight"),
-        attention_logit_cap=_positive_number(audio, "attention_logit_cap"),
-        gradient_clipping=_positive_number(audio, "gradient_clipping"),
-        norm_epsilon=_positive_number(audio, "rms_norm_eps"),
+        residual_weight=read_positive_number(audio, "residual_weight"),
+        attention_logit_cap=read_positive_number(audio, "attention_logit_cap"),
+        gradient_clipping=read_positive_number(audio, "gradient_clipping"),
+        norm_epsilon=read_positive_number(audio, "rms_norm_eps"),
         clips_linears=bool(audio["use_clipped_linears"]),
-        output_size=_positive(audio, "output_proj_dims"),
+        output_size=read_positive(audio, "output_proj_dims"),
     )
-
-
-def _section(config: dict[str, Any], name: str) -> dict[str, Any]:
-    section = config[name]
-    if not isinstance(section, dict):
-        raise CheckpointError(f"config.json's {name} is not an object.")
-    return section
-
-
-def _refuse_unknown(section: dict[str, Any], known: set[str], place: str) -> None:
-    unknown = sorted(section.keys() - known)
-    if unknown:
-        raise CheckpointError(
-            f"{place} has the unknown key {unknown[0]}, which may change the maths: "
-            "remove it if it does not, or update cabochon."
-        )
-
-
-def _require_value(section: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = _REQUIRED) -> Any:
-    """The value of a key, which must be one of those allowed."""
-    value = section[key] if default is _REQUIRED else section.get(key, default)
-    # 1 == True in Python, but not in a config.
-    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
-        expected = " or ".join(repr(choice) for choice in allowed)
-        raise CheckpointError(f"config.json's {key} is {value!r}, but only {expected} is implemented.")
-    return value
-
-
-def _positive(section: dict[str, Any], key: str) -> int:
-    value = section[key]
-    if type(value) is not int or value <= 0:
-        raise CheckpointError(f"config.json's {key} is {value!r}, expected a positive integer.")
-    return value
-
-
-def _positive_number(section: dict[str, Any], key: str) -> float:
-    value = section[key]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise CheckpointError(f"config.json's {key} is {value!r}, expected a positive number.")
-    return float(value)
 
 
 def _refuse_tokens_outside(model: ModelConfig) -> None:
@@ -355,19 +325,12 @@ def _refuse_tokens_outside(model: ModelConfig) -> None:
             "boa_token_id": model.begin_audio_token,
             "eoa_token_id": model.end_audio_token,
         }
+    if model.vision is not None:
+        tokens |= {
+            "image_token_id": model.image_token,
+            "boi_token_id": model.begin_image_token,
+            "eoi_token_id": model.end_image_token or 0,
+        }
     for key, token in tokens.items():
         if not 0 <= token < model.text.vocabulary_size:
             raise CheckpointError(f"config.json's {key} is {token}, outside its vocabulary.")
-
-
-def _token(value: Any, default: int) -> int:
-    """A token id; null means the published one."""
-    if value is None:
-        return default
-    if type(value) is not int:
-        raise CheckpointError(f"config.json has the token {value!r}, expected an integer.")
-    return value
-
-
-def _token_list(value: Any) -> tuple[int, ...]:
-    return tuple(_token(token, 1) for token in value) if isinstance(value, list) else (_token(value, 1),)

@@ -24,6 +24,7 @@ from cabochon.manifest import (
     TextModel,
 )
 from cabochon.package import Package
+from cabochon.vision_model import VisionModel
 from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN, build_audio_encoder
 from cabochon_convert.checkpoint import (
     Checkpoint,
@@ -45,10 +46,12 @@ from cabochon_convert.processor import (
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
     AudioFrontend,
+    ImageFrontend,
     check_prompts,
     check_vocabulary,
     read_audio_frontend,
     read_chat_template,
+    read_image_frontend,
     read_sampling,
     read_tokenizer,
     unused_generation_settings,
@@ -58,6 +61,7 @@ from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
 from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.trained_integers import hold_the_same
+from cabochon_convert.vision_encoder_onnx import build_vision_encoder
 
 DEFAULT_CONTEXT_LENGTH = 4096
 
@@ -79,7 +83,9 @@ class ConversionSettings:
     context_length: int | None = None
     """Positions that the graph can address; None means `DEFAULT_CONTEXT_LENGTH`. Never more than the model knows."""
     text_only: bool = False
-    """Leave the audio encoder out."""
+    """Leave the encoders out."""
+    without_vision: bool = False
+    """Leave the vision encoder out."""
     replace: bool = False
     """Replace an existing package."""
     accuracy_level: int = ACCURACY_LEVEL
@@ -96,6 +102,14 @@ class ConversionSettings:
     def context_length_of(self, config: TextConfig) -> int:
         """The context length for a model."""
         return min(self.context_length or DEFAULT_CONTEXT_LENGTH, config.max_positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Frontends:
+    """How the checkpoint hears and sees; None where it does not, or is not to."""
+
+    audio: AudioFrontend | None
+    image: ImageFrontend | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +134,11 @@ def convert_onnx(
     progress = progress or Silence()
     origin = local_source(source) if isinstance(source, Path) else source
     checkpoint = open_source(origin, progress.advance)
-    config = read_config(read_json(checkpoint.folder / "config.json"), with_audio=not settings.text_only)
+    config = read_config(
+        read_json(checkpoint.folder / "config.json"),
+        with_audio=not settings.text_only,
+        with_vision=not (settings.text_only or settings.without_vision),
+    )
     if checkpoint.has_own_head:
         config = replace(config, text=replace(config.text, ties_embeddings=False))
     integers = open_integers(checkpoint, config, settings.recipe)
@@ -129,7 +147,10 @@ def convert_onnx(
     check_vocabulary(tokenizer, config)
     sampling = read_sampling(checkpoint.folder, config, tokenizer)
     chat_template = read_chat_template(checkpoint.folder)
-    frontend = _audio_frontend(checkpoint.folder, config)
+    frontends = Frontends(
+        _audio_frontend(checkpoint.folder, config),
+        read_image_frontend(checkpoint.folder, config.vision) if config.vision else None,
+    )
     check_prompts(tokenizer, chat_template, config)
     _refuse_overlap(origin, folder)
     progress.start("reading the checkpoint", checkpoint.size, "B")
@@ -152,7 +173,8 @@ def convert_onnx(
             ),
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
             text=_text_model(config, settings),
-            audio=_audio_model(config, frontend),
+            audio=_audio_model(config, frontends.audio),
+            vision=_vision_model(config, frontends.image),
             bos_token=config.text.bos_token,
             pad_token=config.text.pad_token,
             prompts=PROMPTS,
@@ -164,9 +186,7 @@ def convert_onnx(
         )
         with _second_moments(Package(beside, draft), origin, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
-            engine, applied = _build_engine(
-                checkpoint, config, frontend, linear_settings, settings.context_length_of(config.text), beside, progress
-            )
+            engine, applied = _build_engine(checkpoint, config, draft, linear_settings, beside, progress)
         write_genai(draft, engine, config.text, beside)
         progress.start("hashing the package", _folder_size(beside), "B")
         manifest = replace(
@@ -177,7 +197,7 @@ def convert_onnx(
             files=list_files(beside, progress.advance),
         )
         write_manifest(beside, manifest)
-    notes = _notes(checkpoint, frontend) + unused_generation_settings(checkpoint.folder)
+    notes = _notes(checkpoint, frontends) + unused_generation_settings(checkpoint.folder)
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)
@@ -214,9 +234,8 @@ def _refuse_overlap(source: CheckpointSource, folder: Path) -> None:
 def _build_engine(
     checkpoint: Checkpoint,
     config: ModelConfig,
-    frontend: AudioFrontend | None,
+    draft: Manifest,
     settings: LinearSettings,
-    context_length: int,
     folder: Path,
     progress: Progress,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
@@ -224,16 +243,22 @@ def _build_engine(
     text = config.text
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    decoder = build_decoder(checkpoint, text, settings, context_length, folder / "decoder.onnx")
+    decoder = build_decoder(checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx")
     token_table = _token_table(checkpoint, config, settings, decoder, folder)
     progress.start("per-layer embeddings", table_size, "B")
     per_layer_table = _per_layer_table(checkpoint, config, settings, folder)
-    encoder = None
-    if config.audio is not None and frontend is not None:
+    audio_encoder = vision_encoder = None
+    applied = dict(decoder.applied)
+    if config.audio is not None and draft.audio is not None:
         progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
-        path, mel_bins = folder / "audio_encoder.onnx", frontend.log_mel.mel_bins
-        encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, settings, path)
-    applied = decoder.applied | (encoder.applied if encoder else {})
+        path, mel_bins = folder / "audio_encoder.onnx", draft.audio.log_mel.mel_bins
+        audio_encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, settings, path)
+        applied |= audio_encoder.applied
+    if config.vision is not None and draft.vision is not None:
+        progress.start("vision encoder", checkpoint.size_of("model.vision_tower."), "B")
+        path, limit = folder / "vision_encoder.onnx", draft.vision.position_limit
+        vision_encoder = build_vision_encoder(checkpoint, config.vision, limit, text.hidden_size, settings, path)
+        applied |= vision_encoder.applied
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
         precision = settings.precision(tensor, (table.rows, table.columns))
         stored = precision if precision.is_integer else Precision(TABLE_STORAGE_BITS[table.storage])
@@ -241,7 +266,8 @@ def _build_engine(
     engine = Engine(
         decoder=decoder.graph,
         caches=decoder.caches,
-        audio_encoder=encoder.graph if encoder else None,
+        audio_encoder=audio_encoder.graph if audio_encoder else None,
+        vision_encoder=vision_encoder.graph if vision_encoder else None,
         token_embeddings=token_table,
         per_layer_embeddings=per_layer_table,
     )
@@ -312,14 +338,29 @@ def _audio_model(config: ModelConfig, frontend: AudioFrontend | None) -> AudioMo
     )
 
 
-def _notes(checkpoint: Checkpoint, frontend: AudioFrontend | None) -> tuple[str, ...]:
+def _vision_model(config: ModelConfig, frontend: ImageFrontend | None) -> VisionModel | None:
+    vision, end_token = config.vision, config.end_image_token
+    if vision is None or frontend is None or end_token is None:
+        return None
+    return VisionModel(
+        patch_size=vision.patch_size,
+        pooling_kernel_size=vision.pooling_kernel_size,
+        # An image is at most a strip of its tokens; the checkpoint's table goes on far beyond.
+        position_limit=frontend.soft_token_budgets[-1] * vision.pooling_kernel_size,
+        soft_token_budgets=frontend.soft_token_budgets,
+        default_soft_token_budget=frontend.default_soft_token_budget,
+        begin_token=config.begin_image_token,
+        soft_token=config.image_token,
+        end_token=end_token,
+    )
+
+
+def _notes(checkpoint: Checkpoint, frontends: Frontends) -> tuple[str, ...]:
     skipped = checkpoint.unread_names
     cache_scales = [name for name in skipped if name.endswith(("k_cache_scale", "v_cache_scale"))]
     skipped = tuple(name for name in skipped if name not in cache_scales)
     vestigial = [name for name in skipped if ".self_attn." in name and name.startswith("model.language_model.")]
-    notes = []
-    if frontend is not None and frontend.note:
-        notes.append(frontend.note)
+    notes = [part.note for part in (frontends.audio, frontends.image) if part is not None and part.note]
     if cache_scales:
         notes.append(f"{len(cache_scales)} scales for integer caches were left out: caches stay floating point.")
     if vestigial:

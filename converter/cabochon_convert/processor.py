@@ -13,6 +13,7 @@ from cabochon.prompt import ChatTemplate, Message
 from cabochon.tokenizer import Tokenizer
 from cabochon_convert.checkpoint import CheckpointError, read_json
 from cabochon_convert.config import ModelConfig
+from cabochon_convert.vision_config import VisionConfig
 
 TOKENIZER_NAME = "tokenizer.json"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -92,6 +93,24 @@ _UNUSED_GENERATION_SETTINGS = {
     "repetition_penalty": 1.0,
     "typical_p": 1.0,
 }
+# How Gemma4ImageProcessor scales, colours and cuts an image, the only way that is implemented.
+_IMAGE_FIXED = {
+    "do_convert_rgb": True,
+    "do_normalize": False,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 3,  # bicubic
+    "rescale_factor": 1 / 255,
+}
+# It pays no heed to these, to mean and deviation because it does not normalize.
+_IMAGE_INDIFFERENT = {
+    "crop_size", "data_format", "default_to_square", "device", "disable_grouping", "do_center_crop", "do_pad",
+    "image_mean", "image_processor_type", "image_seq_length", "image_std", "input_data_format", "pad_size",
+    "processor_class", "return_tensors", "size",
+}  # fmt: skip
+SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
+"""What Gemma4ImageProcessor can be asked for, with any checkpoint."""
+DEFAULT_SOFT_TOKENS = 280
 DEFAULT_TOKENS_PER_CLIP = 750
 DEFAULT_MS_PER_TOKEN = 40
 
@@ -140,6 +159,51 @@ def read_audio_frontend(folder: Path) -> AudioFrontend:
     except (TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{path} describes an impossible audio frontend ({error}).") from None
     return AudioFrontend(parameters, max_samples, note)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFrontend:
+    """How a checkpoint looks at images."""
+
+    soft_token_budgets: tuple[int, ...]
+    default_soft_token_budget: int
+    note: str
+    """One sentence when the checkpoint does not say; empty otherwise."""
+
+
+def read_image_frontend(folder: Path, vision: VisionConfig) -> ImageFrontend:
+    """The image frontend of processor_config.json; without it transformers' defaults, which is said.
+
+    Raises:
+        CheckpointError: a setting that is not implemented, or that does not belong to the vision encoder.
+    """
+    path = folder / "processor_config.json"
+    processor = read_json(path) if path.is_file() else {}
+    settings = processor.get("image_processor")
+    note = ""
+    if not isinstance(settings, dict):
+        note = f"{path.name} says nothing about images, so transformers' default frontend is used."
+        settings = {}
+    own = {"patch_size": vision.patch_size, "pooling_kernel_size": vision.pooling_kernel_size}
+    unknown = sorted(settings.keys() - own.keys() - _IMAGE_FIXED.keys() - _IMAGE_INDIFFERENT - {"max_soft_tokens"})
+    if unknown:
+        raise CheckpointError(f"{path} has the unknown image setting {unknown[0]}, which may change what is seen.")
+    for key, value in (own | _IMAGE_FIXED).items():
+        if settings.get(key, value) != value:
+            reason = "config.json has" if key in own else "only this is implemented:"
+            raise CheckpointError(f"{path} sets {key} of images to {settings[key]!r}, but {reason} {value!r}.")
+    said = (settings.get("max_soft_tokens"), processor.get("image_seq_length"), vision.soft_tokens)
+    default = next((budget for budget in said if budget is not None), DEFAULT_SOFT_TOKENS)
+    if type(default) is not int or default not in SOFT_TOKEN_BUDGETS:
+        choices = ", ".join(map(str, SOFT_TOKEN_BUDGETS))
+        raise CheckpointError(f"{folder} makes {default!r} tokens of an image, expected one of {choices}.")
+    strip = SOFT_TOKEN_BUDGETS[-1] * vision.pooling_kernel_size
+    if vision.position_count < strip:
+        raise CheckpointError(
+            f"vision_config.position_embedding_size is {vision.position_count}, expected at least {strip}, "
+            f"the patches of {SOFT_TOKEN_BUDGETS[-1]} tokens in a row."
+        )
+    return ImageFrontend(SOFT_TOKEN_BUDGETS, default, note)
 
 
 def read_sampling(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> Sampling:

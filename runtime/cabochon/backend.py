@@ -74,6 +74,19 @@ class AudioEncoder(Protocol):
         """Log-mel [frames, mel_bins] to embeddings [tokens, hidden]."""
 
 
+class VisionEncoder(Protocol):
+    """The vision encoder with its projector."""
+
+    def encode(self, patches: Float32Array) -> Float32Array:
+        """Patches of one image [rows, columns, values] to embeddings [tokens, hidden], row by row.
+
+        The values are those of the pixels, 0 to 1: [pixel rows, pixel columns, RGB], flattened.
+
+        Raises:
+            ValueError: the model takes no image of so many patches or values.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """The loaded graphs of a package."""

@@ -13,6 +13,7 @@ from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, KeyValueCache, TextModel
 from cabochon.package import Package
 from cabochon.sliding_cache import SlidingCaches, sliding_capacity
+from cabochon.vision_model import VisionModel
 
 try:
     import onnxruntime
@@ -28,6 +29,14 @@ def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
     if engine.audio_encoder is not None:
         encoder = OnnxAudioEncoder(_load(package.path(engine.audio_encoder.file), settings))
     return Session(decoder, encoder)
+
+
+def open_onnx_vision_encoder(package: Package, settings: EngineSettings) -> OnnxVisionEncoder:
+    """Load the vision encoder of a package that has one."""
+    graph, vision = package.manifest.engines["onnx"].vision_encoder, package.manifest.vision
+    if graph is None or vision is None:
+        raise ValueError("the package has no vision encoder")
+    return OnnxVisionEncoder(_load(package.path(graph.file), settings), vision)
 
 
 class OnnxDecoder:
@@ -140,6 +149,23 @@ class OnnxAudioEncoder:
     def encode(self, log_mel: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
         embeddings: Float32Array = self._session.run(["audio_embeddings"], {"log_mel": log_mel[None]})[0][0]
+        return embeddings
+
+
+class OnnxVisionEncoder:
+    """Vision encoder and projector."""
+
+    def __init__(self, session: Any, vision: VisionModel) -> None:
+        self._session = session
+        self._vision = vision
+
+    def encode(self, patches: Float32Array) -> Float32Array:
+        """See `VisionEncoder.encode`."""
+        rows, columns, values = patches.shape
+        self._vision.token_count(rows, columns)
+        if values != self._vision.values_per_patch:
+            raise ValueError(f"patches of {values} values, expected {self._vision.values_per_patch}")
+        embeddings: Float32Array = self._session.run(["image_embeddings"], {"patches": patches[None]})[0][0]
         return embeddings
 
 

@@ -221,6 +221,7 @@ def _facts(package: Package) -> dict[str, object]:
         "context_length": manifest.text.context_length,
         "audio_seconds": audio.max_samples / audio.log_mel.sample_rate if audio else None,
         "audio_sample_rate": audio.log_mel.sample_rate if audio else None,
+        "image_tokens": list(manifest.vision.soft_token_budgets) if manifest.vision else None,
         "files": len(manifest.files),
         "size_bytes": package.size,
     }

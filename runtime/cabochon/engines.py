@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cabochon.backend import EngineSettings, Session
+from cabochon.backend import EngineSettings, Session, VisionEncoder
 from cabochon.errors import RequestError
 from cabochon.package import Package
 
@@ -14,11 +14,30 @@ def open_session(package: Package, engine: str, settings: EngineSettings) -> Ses
         RequestError: the package has no graphs for this engine.
         MissingDependencyError: the engine's library is not installed.
     """
+    _refuse_unknown(package, engine)
+    from cabochon.backend_onnx import open_onnx_session
+
+    return open_onnx_session(package, settings)
+
+
+def open_vision_encoder(package: Package, engine: str, settings: EngineSettings) -> VisionEncoder:
+    """Load the vision encoder of a package; apart from its other graphs, because few prompts hold an image.
+
+    Raises:
+        RequestError: the package has no vision encoder for this engine.
+        MissingDependencyError: the engine's library is not installed.
+    """
+    _refuse_unknown(package, engine)
+    if package.manifest.engines[engine].vision_encoder is None:
+        raise RequestError("the package has no vision encoder: convert a checkpoint that has one without --no-vision.")
+    from cabochon.backend_onnx import open_onnx_vision_encoder
+
+    return open_onnx_vision_encoder(package, settings)
+
+
+def _refuse_unknown(package: Package, engine: str) -> None:
     engines = package.manifest.engines
     if engine not in engines:
         raise RequestError(f"the package has no graphs for the engine {engine!r}, only for {', '.join(engines)}.")
-    if engine == "onnx":
-        from cabochon.backend_onnx import open_onnx_session
-
-        return open_onnx_session(package, settings)
-    raise RequestError(f"this cabochon cannot run the engine {engine!r}: install a newer one.")
+    if engine != "onnx":
+        raise RequestError(f"this cabochon cannot run the engine {engine!r}: install a newer one.")

@@ -1,13 +1,11 @@
-"""Strict reading of JSON into frozen dataclasses: no unknown key, no value of another type, and no missing key but
-of a field with a default, which older writers did not know.
-"""
+"""Strict reading of JSON into frozen dataclasses: no missing key, no unknown key, no value of another type."""
 
 from __future__ import annotations
 
 import math
 import types
 import typing
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
@@ -46,14 +44,13 @@ def _record(expected: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise JsonMismatchError(f"{place or 'the top level'} is {_kind(value)}, expected an object")
     types_by_name = typing.get_type_hints(expected)
-    needed = {field.name: field.default is MISSING for field in fields(expected)}
+    names = [field.name for field in fields(expected)]
     for name in value:
-        if name not in needed:
+        if name not in names:
             raise JsonMismatchError(f"unknown key {_join(place, str(name))}")
-    for name, is_needed in needed.items():
-        if is_needed and name not in value:
+    for name in names:
+        if name not in value:
             raise JsonMismatchError(f"missing key {_join(place, name)}")
-    names = [name for name in needed if name in value]
     arguments = {name: _convert(types_by_name[name], value[name], _join(place, name)) for name in names}
     try:
         return expected(**arguments)

@@ -15,8 +15,9 @@ from typing import Any
 from cabochon.errors import PackageError
 from cabochon.json_dataclass import from_json
 from cabochon.log_mel import LogMelParameters
+from cabochon.vision_model import VisionModel
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -63,11 +64,11 @@ class SourceAdapter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceCheckpoint:
-    """Where the weights came from. The first packages of this format said nothing about revisions and adapters."""
+    """Where the weights came from."""
 
     name: str
     """Name of the checkpoint's folder or hub repository."""
-    revision: str | None = None
+    revision: str | None
     """Commit of the hub repository; None for a folder."""
     architecture: str
     """The checkpoint's own name for its model class."""
@@ -75,7 +76,7 @@ class SourceCheckpoint:
     """SHA-256 over the checkpoint's config.json and weight files, in name order."""
     skipped_tensors: tuple[str, ...]
     """Tensors of the checkpoint that no part of the package uses."""
-    adapter: SourceAdapter | None = None
+    adapter: SourceAdapter | None
     """What was merged into the checkpoint's weights."""
 
 
@@ -278,6 +279,7 @@ class Engine:
     decoder: Graph
     caches: tuple[KeyValueCache, ...]
     audio_encoder: Graph | None
+    vision_encoder: Graph | None
     token_embeddings: EmbeddingTable
     per_layer_embeddings: EmbeddingTable | None
 
@@ -297,6 +299,7 @@ class Manifest:
     recipe: AppliedRecipe
     text: TextModel
     audio: AudioModel | None
+    vision: VisionModel | None
     bos_token: int
     """Starts every prompt; the chat template asks for its text."""
     pad_token: int
@@ -320,6 +323,11 @@ class Manifest:
             _require(0 <= token < self.text.vocabulary_size, f"token {token} is outside the vocabulary")
         for name, engine in self.engines.items():
             self._require_fitting_tables(name, engine)
+        sees = [engine.vision_encoder is not None for engine in self.engines.values()]
+        _require(self.vision is not None or not any(sees), "there is a vision_encoder, but vision is null")
+        _require(
+            self.vision is None or any(sees) or not sees, "vision is described, but no engine has a vision_encoder"
+        )
 
     def _require_fitting_tables(self, name: str, engine: Engine) -> None:
         text, tokens, per_layer = self.text, engine.token_embeddings, engine.per_layer_embeddings
@@ -337,15 +345,18 @@ class Manifest:
     def _referenced_files(self) -> list[str]:
         paths = [self.tokenizer_file, self.chat_template_file]
         for engine in self.engines.values():
-            paths += [graph.file for graph in (engine.decoder, engine.audio_encoder) if graph is not None]
+            graphs = (engine.decoder, engine.audio_encoder, engine.vision_encoder)
+            paths += [graph.file for graph in graphs if graph is not None]
             for table in (engine.token_embeddings, engine.per_layer_embeddings):
                 if table is not None:
                     paths += [region.file for region in (table.values, table.scales) if region is not None]
         return paths
 
     def _control_tokens(self) -> tuple[int, ...]:
-        audio = (self.audio.begin_token, self.audio.soft_token, self.audio.end_token) if self.audio else ()
-        return (self.bos_token, self.pad_token, *self.sampling.stop_tokens, *self.sampling.suppress_tokens, *audio)
+        media = [part for part in (self.audio, self.vision) if part is not None]
+        placeholders = [token for part in media for token in (part.begin_token, part.soft_token, part.end_token)]
+        sampling = self.sampling
+        return (self.bos_token, self.pad_token, *sampling.stop_tokens, *sampling.suppress_tokens, *placeholders)
 
 
 def is_safe_path(path: str) -> bool:
@@ -373,7 +384,7 @@ def manifest_from_text(text: str, where: str) -> Manifest:
     version = value.get("format_version") if isinstance(value, dict) else None
     if version is None:
         raise PackageError(f"{where} has no format_version: it is not a cabochon manifest.")
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or type(version) is not int:
         raise PackageError(
             f"{where} has format version {version!r}, this cabochon reads version {FORMAT_VERSION}: "
             "convert the checkpoint again or install the cabochon that wrote it."

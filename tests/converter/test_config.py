@@ -24,7 +24,7 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )
-SECTIONS = ("", "text_config", "audio_config")
+SECTIONS = ("", "text_config", "audio_config", "vision_config")
 PUBLISHED = (REPOSITORY / "tests" / "configs" / "e2b.json").read_text(encoding="utf-8")
 
 
@@ -37,6 +37,7 @@ PLACES = [(section, key) for section in SECTIONS for key in (e2b_config()[sectio
     ("text_config", "per_layer_config"),
     ("text_config", "rope_theta"),
     ("", "quantization_config"),
+    ("vision_config", "rope_parameters"),
 ]
 
 
@@ -65,6 +66,25 @@ def test_the_published_config_gives_the_sizes_of_the_model(e2b: ModelConfig) -> 
     assert (e2b.audio.hidden_size, e2b.audio.layer_count, e2b.audio.heads, e2b.audio.output_size) == (1024, 12, 8, 1536)
     assert (e2b.audio_token, e2b.begin_audio_token, e2b.end_audio_token) == (258_881, 256_000, 258_883)
     assert e2b.eos_tokens == (1, 106)
+
+
+def test_the_published_config_gives_the_sizes_of_the_vision_encoder(e2b: ModelConfig) -> None:
+    vision = e2b.vision
+    assert vision is not None
+    assert (vision.hidden_size, vision.intermediate_size, vision.layer_count) == (768, 3072, 16)
+    assert (vision.heads, vision.head_size, vision.rope_theta) == (12, 64, 100.0)
+    assert (vision.patch_size, vision.pooling_kernel_size, vision.position_count) == (16, 3, 10_240)
+    assert (vision.clips_linears, vision.standardizes, vision.soft_tokens) == (True, False, 280)
+    assert (e2b.begin_image_token, e2b.image_token, e2b.end_image_token) == (255_999, 258_880, 258_882)
+
+
+def test_image_tokens_that_a_config_leaves_out_are_the_published_ones() -> None:
+    config = e2b_config()
+    for key in ("boi_token_id", "image_token_id", "eoi_token_id"):
+        del config[key]
+    expected = read_config(e2b_config())
+    assert read_config(config) == expected
+    assert read_config(config, with_vision=False).end_image_token is None
 
 
 def test_every_fifth_layer_of_the_published_config_sees_everything(e2b: ModelConfig) -> None:
@@ -104,9 +124,11 @@ def test_an_older_config_that_spreads_the_rotation_means_the_same() -> None:
     assert parameters
 
 
-def test_without_audio_the_audio_section_is_not_even_read() -> None:
-    config = e2b_config() | {"audio_config": {"surprise": 1}}
-    assert read_config(config, with_audio=False).audio is None
+def test_a_part_that_is_left_out_is_not_even_read() -> None:
+    config = e2b_config() | {"audio_config": {"surprise": 1}, "vision_config": {"surprise": 1}}
+    blind_and_deaf = read_config(config, with_audio=False, with_vision=False)
+    assert (blind_and_deaf.audio, blind_and_deaf.vision) == (None, None)
+    assert read_config(e2b_config() | {"vision_config": None}).vision is None
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -156,6 +178,26 @@ def test_an_unknown_key_of_a_nested_section_is_refused() -> None:
         ("audio_config", "subsampling_conv_channels", [128, 32, 8]),
         ("audio_config", "attention_logit_cap", 0),
         ("audio_config", "num_attention_heads", 5),
+        ("vision_config", "hidden_activation", "gelu"),
+        ("vision_config", "attention_bias", True),
+        ("vision_config", "num_key_value_heads", 1),
+        ("vision_config", "head_dim", 18),
+        ("vision_config", "global_head_dim", 40),
+        ("vision_config", "head_dim", 0),
+        ("vision_config", "pooling_kernel_size", 0),
+        ("vision_config", "patch_size", 1.5),
+        ("vision_config", "standardize", 1),
+        ("vision_config", "use_clipped_linears", "yes"),
+        ("vision_config", "rms_norm_eps", 0),
+        ("vision_config", "rope_parameters", None),
+        ("vision_config", "rope_parameters", {"rope_type": "axial"}),
+        ("vision_config", "rope_parameters", {"rope_type": "yarn", "rope_theta": 100.0}),
+        ("vision_config", "rope_parameters", {"rope_theta": 100.0, "factor": 2.0}),
+        ("", "vision_soft_tokens_per_image", -280),
+        ("", "image_token_id", 2048),
+        ("", "boi_token_id", -1),
+        ("", "eoi_token_id", "end"),
+        ("", "vision_config", "none"),
         ("", "audio_token_id", 2048),
         ("", "quantization_config", {"bits": 4}),
         ("", "text_config", []),

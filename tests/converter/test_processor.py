@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_checkpoint import small_config
 from refusals import refused
+from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
 from cabochon.manifest import Sampling
 from cabochon.tokenizer import Tokenizer
@@ -18,9 +19,11 @@ from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.config import ModelConfig, read_config
 from cabochon_convert.processor import (
     AudioFrontend,
+    ImageFrontend,
     check_vocabulary,
     read_audio_frontend,
     read_chat_template,
+    read_image_frontend,
     read_sampling,
     read_tokenizer,
 )
@@ -45,6 +48,12 @@ def tokenizer() -> Tokenizer:
 def frontend_of(folder: Path, **processor: Any) -> AudioFrontend:
     (folder / "processor_config.json").write_text(json.dumps(processor))
     return read_audio_frontend(folder)
+
+
+def image_frontend_of(folder: Path, config: ModelConfig, **processor: Any) -> ImageFrontend:
+    assert config.vision is not None
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return read_image_frontend(folder, config.vision)
 
 
 def sampling_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer, **generation: Any) -> Sampling:
@@ -88,6 +97,60 @@ def test_an_impossible_length_of_clips_is_refused(tmp_path: Path, length: Any) -
         frontend_of(tmp_path, audio_seq_length=length)
 
 
+def test_an_image_makes_as_many_tokens_as_the_processor_says(tmp_path: Path, config: ModelConfig) -> None:
+    settings = {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 560, "rescale_factor": 1 / 255}
+    frontend = image_frontend_of(tmp_path, config, image_processor=settings, image_seq_length=140)
+    assert frontend == ImageFrontend((70, 140, 280, 560, 1120), 560, "")
+    del settings["max_soft_tokens"]
+    frontend = image_frontend_of(tmp_path, config, image_processor=settings, image_seq_length=140)
+    assert frontend.default_soft_token_budget == 140
+
+
+def test_a_checkpoint_that_says_nothing_about_images_gets_the_default_and_a_note(
+    tmp_path: Path, config: ModelConfig
+) -> None:
+    frontend = image_frontend_of(tmp_path, config)
+    assert frontend.default_soft_token_budget == 280
+    assert "images" in frontend.note
+    assert "default" in frontend.note
+
+
+def test_the_processor_that_transformers_saves_is_understood(tmp_path: Path, config: ModelConfig) -> None:
+    Gemma4ImageProcessorPil(patch_size=4, max_soft_tokens=70).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert image_frontend_of(tmp_path, config, image_processor=saved).default_soft_token_budget == 70
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"surprise": 1},
+        {"do_normalize": True},
+        {"do_resize": False},
+        {"resample": 2},
+        {"rescale_factor": 1 / 127.5},
+        {"patch_size": 14},
+        {"pooling_kernel_size": 4},
+        {"max_soft_tokens": 256},
+        {"max_soft_tokens": 280.0},
+        {"max_soft_tokens": [280]},
+    ],
+    ids=str,
+)
+def test_images_that_are_cut_in_another_way_are_refused(
+    tmp_path: Path, config: ModelConfig, setting: dict[str, Any]
+) -> None:
+    with refused(CheckpointError, str(tmp_path)):
+        image_frontend_of(tmp_path, config, image_processor=setting)
+
+
+def test_a_position_table_too_short_for_a_strip_of_tokens_is_refused(tmp_path: Path) -> None:
+    config = small_config()
+    config["vision_config"]["position_embedding_size"] = 3 * 1120 - 1
+    with refused(CheckpointError, "position_embedding_size", "3359", "3360"):
+        image_frontend_of(tmp_path, read_config(config))
+
+
 def test_an_answer_stops_at_the_end_of_a_turn_even_if_the_checkpoint_forgot(
     tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer
 ) -> None:
@@ -129,18 +192,27 @@ def test_impossible_generation_settings_are_refused(
 @given(
     st.sampled_from(["eos_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "do_sample"]),
     st.sampled_from(["hop_length", "mel_floor", "feature_size", "sampling_rate", "max_frequency", "dither"]),
+    st.sampled_from(["max_soft_tokens", "patch_size", "resample", "do_resize", "rescale_factor", "image_mean"]),
     JSON_VALUES,
 )
 def test_any_value_of_any_setting_is_read_or_refused(
-    tmp_path: Path, config: ModelConfig, tokenizer: Tokenizer, generation_key: str, audio_key: str, value: Any
+    tmp_path: Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    generation_key: str,
+    audio_key: str,
+    image_key: str,
+    value: Any,
 ) -> None:
     try:
         sampling = sampling_of(tmp_path, config, tokenizer, **{generation_key: value})
         frontend = frontend_of(tmp_path, feature_extractor={audio_key: value})
+        images = image_frontend_of(tmp_path, config, image_processor={image_key: value})
     except CheckpointError:
         return
     assert max(sampling.stop_tokens) < config.text.vocabulary_size
     assert frontend.max_samples > 0
+    assert images.default_soft_token_budget in images.soft_token_budgets
 
 
 def test_an_older_checkpoint_keeps_its_template_in_the_tokenizer_config(tmp_path: Path) -> None:

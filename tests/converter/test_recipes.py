@@ -22,6 +22,7 @@ from cabochon_convert.recipes import (
 
 LAYER = "model.language_model.layers.7."
 AUDIO_LAYER = "model.audio_tower.layers.1."
+VISION_LAYER = "model.vision_tower.encoder.layers.1."
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,10 @@ AUDIO_LAYER = "model.audio_tower.layers.1."
         ("model.embed_audio.embedding_projection.weight", INT8, INT8),
         ("model.audio_tower.subsample_conv_projection.input_proj_linear.weight", FLOAT, FLOAT),
         ("model.audio_tower.output_proj.weight", FLOAT, FLOAT),
+        (VISION_LAYER + "self_attn.q_proj.linear.weight", INT8, INT4),
+        (VISION_LAYER + "mlp.down_proj.linear.weight", INT8, INT4),
+        ("model.embed_vision.embedding_projection.weight", INT8, INT8),
+        ("model.vision_tower.patch_embedder.input_proj.weight", FLOAT, FLOAT),
     ],
 )
 def test_every_kind_of_matrix_has_its_precision(tensor: str, int8: Precision, int4: Precision) -> None:
@@ -80,6 +85,8 @@ def test_recipes_go_by_their_names() -> None:
         ("int4-mixed", LAYER + "mlp.up_proj.weight", INT4_SEARCHED),
         ("int4-calibrated", LAYER + "mlp.down_proj.weight", INT4_CALIBRATED),
         ("int4-calibrated", LAYER + "per_layer_input_gate.weight", INT8),
+        ("int4-mixed", VISION_LAYER + "mlp.down_proj.linear.weight", INT4_SEARCHED),
+        ("int4-calibrated", VISION_LAYER + "mlp.down_proj.linear.weight", INT4_SEARCHED),
         ("int2-mixed", LAYER + "mlp.up_proj.weight", INT2),
         ("int2-mixed", LAYER + "mlp.down_proj.weight", INT4_SEARCHED),
     ],

@@ -14,7 +14,9 @@ from quantized_checkpoint import TABLES, MobileWeights, mobile_bits, write_mobil
 from refusals import refused
 from transformers.integrations.gemma_quant import QuantizedEmbedding, QuantizedLinear
 
+from cabochon.backend import EngineSettings
 from cabochon.embedder import open_embedder
+from cabochon.engines import open_vision_encoder
 from cabochon.manifest import Manifest
 from cabochon.package import open_package
 from cabochon_convert.checkpoint import CheckpointError, open_checkpoint, read_json
@@ -192,3 +194,18 @@ def test_logits_without_rounded_activations_are_those_of_transformers(tmp_path: 
     convert_onnx(checkpoint, tmp_path / "package", AS_TRAINED)
     # float32 sums in another order.
     assert max(relative_errors(tmp_path / "package", load(checkpoint))) <= 1e-5
+
+
+def test_image_embeddings_with_rounded_activations_are_those_of_transformers(
+    mobile: Path, mobile_package: Path
+) -> None:
+    encoder = open_vision_encoder(open_package(mobile_package), "onnx", EngineSettings())
+    rows, columns = 12, 15
+    patches = np.random.default_rng(0).uniform(0, 1, (rows, columns, 48)).astype(np.float32)
+    places = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), axis=-1).reshape(1, -1, 2)
+    with torch.no_grad():
+        pixels = torch.from_numpy(patches.reshape(1, rows * columns, 48))
+        (expected,) = load(mobile).get_image_features(pixels, torch.from_numpy(places)).pooler_output
+    error = np.abs(encoder.encode(patches) - np.asarray(expected)).mean() / np.abs(np.asarray(expected)).mean()
+    # Sums in another order turn a rounded activation here and there by a whole step.
+    assert error <= 0.02

@@ -37,6 +37,7 @@ from cabochon.manifest import (
     manifest_to_text,
     read_manifest,
 )
+from cabochon.vision_model import VisionModel
 
 # A manifest is written as UTF-8, which has no surrogates.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -88,11 +89,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
         )
     )
     per_layer_columns = text.layer_count * text.per_layer_input_size
+    vision = draw(st.none() | vision_models(tokens))
     engine = st.builds(
         Engine,
         decoder=graph,
         caches=st.lists(cache, max_size=2).map(tuple),
         audio_encoder=st.none() | graph,
+        vision_encoder=graph if vision else st.none(),
         token_embeddings=tables(names, text.vocabulary_size, text.hidden_size),
         per_layer_embeddings=tables(names, text.vocabulary_size, per_layer_columns),
     )
@@ -128,6 +131,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         ),
         text=text,
         audio=draw(st.none() | audio_models(tokens)),
+        vision=vision,
         bos_token=draw(tokens),
         pad_token=draw(tokens),
         prompts=Prompts(
@@ -193,6 +197,23 @@ def audio_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[AudioModel
     )
 
 
+def vision_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[VisionModel]:
+    budgets = st.lists(st.integers(1, 1000), min_size=1, max_size=4, unique=True).map(sorted)
+    return budgets.flatmap(
+        lambda choices: st.builds(
+            VisionModel,
+            patch_size=SIZES,
+            pooling_kernel_size=st.integers(1, 4),
+            position_limit=st.integers(4000, 1 << 40),
+            soft_token_budgets=st.just(tuple(choices)),
+            default_soft_token_budget=st.sampled_from(choices),
+            begin_token=tokens,
+            soft_token=tokens,
+            end_token=tokens,
+        )
+    )
+
+
 def golden_value() -> dict[str, Any]:
     value: dict[str, Any] = json.loads(GOLDEN_MANIFEST.read_text())
     return value
@@ -213,8 +234,6 @@ def container(value: Any, place: tuple[str | int, ...]) -> Any:
 
 
 PLACES = all_keys(golden_value())
-# What the first packages of this format did not have.
-ADDED = [("source", "revision"), ("source", "adapter")]
 
 
 @given(manifests())
@@ -222,12 +241,12 @@ def test_a_manifest_survives_writing_and_reading(manifest: Manifest) -> None:
     assert manifest_from_text(manifest_to_text(manifest), "manifest.json") == manifest
 
 
-def test_the_written_bytes_are_those_of_format_version_1() -> None:
+def test_the_written_bytes_are_those_of_format_version_2() -> None:
     golden = GOLDEN_MANIFEST.read_bytes()
     assert manifest_to_text(manifest_from_text(golden.decode(), "golden")).encode() == golden
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", [], None, 1.5])
+@pytest.mark.parametrize("version", [0, 1, 3, 99, "1", "2", [], None, 1.5, True, 1.0])
 def test_another_format_version_is_refused_before_anything_else_is_read(version: Any) -> None:
     with refused(PackageError, "manifest.json", "format"):
         manifest_from_text(json.dumps({"format_version": version, "whatever": 1}), "manifest.json")
@@ -235,9 +254,7 @@ def test_another_format_version_is_refused_before_anything_else_is_read(version:
         manifest_from_text(json.dumps(golden_value() | {"format_version": version}), "manifest.json")
 
 
-@pytest.mark.parametrize(
-    "place", [place for place in PLACES if isinstance(place[-1], str) and place not in ADDED], ids=str
-)
+@pytest.mark.parametrize("place", [place for place in PLACES if isinstance(place[-1], str)], ids=str)
 def test_a_missing_key_is_refused_and_named(place: tuple[str | int, ...]) -> None:
     value = golden_value()
     del container(value, place)[place[-1]]
@@ -245,15 +262,7 @@ def test_a_missing_key_is_refused_and_named(place: tuple[str | int, ...]) -> Non
         manifest_from_text(json.dumps(value), "manifest.json")
 
 
-def test_a_manifest_from_before_revisions_and_adapters_is_still_read() -> None:
-    value = golden_value()
-    for section, key in ADDED:
-        del value[section][key]
-    source = manifest_from_text(json.dumps(value), "manifest.json").source
-    assert (source.name, source.revision, source.adapter) == ("small", None, None)
-
-
-@pytest.mark.parametrize("section", ["audio", "text", "prompts", "sampling", "source"])
+@pytest.mark.parametrize("section", ["audio", "vision", "text", "prompts", "sampling", "source"])
 def test_an_unknown_key_is_refused_and_named(section: str) -> None:
     value = golden_value()
     value[section]["surprise"] = 1
@@ -350,9 +359,29 @@ def _make_odd_int4_rows(value: dict[str, Any]) -> None:
     table["columns"] = table["block_size"] = 3
 
 
+def _forget_the_vision_encoder(value: dict[str, Any]) -> None:
+    value["engines"]["onnx"]["vision_encoder"] = None
+
+
+def _see_without_vision(value: dict[str, Any]) -> None:
+    value["vision"] = None
+
+
+def _see_with_an_unlisted_file(value: dict[str, Any]) -> None:
+    value["engines"]["onnx"]["vision_encoder"]["file"] = "elsewhere.onnx"
+
+
+def _name_an_image_token_outside(value: dict[str, Any]) -> None:
+    value["vision"]["soft_token"] = value["text"]["vocabulary_size"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (_forget_the_vision_encoder, "vision"),
+        (_see_without_vision, "vision_encoder"),
+        (_see_with_an_unlisted_file, "elsewhere.onnx"),
+        (_name_an_image_token_outside, "outside the vocabulary"),
         (_use_an_unlisted_file, "elsewhere.json"),
         (_list_a_file_twice, "twice"),
         (_name_a_token_outside, "outside the vocabulary"),

@@ -21,6 +21,8 @@ FILES = [
     "decoder.onnx.data",
     "per_layer_embeddings.bin",
     "tokenizer.json",
+    "vision_encoder.onnx",
+    "vision_encoder.onnx.data",
 ]
 
 
