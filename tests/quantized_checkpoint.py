@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors.numpy
 from random_checkpoint import (
@@ -105,6 +106,41 @@ def write_mobile_checkpoint(folder: Path, weights: MobileWeights) -> Path:
             name = f"model.language_model.layers.{index}.self_attn.{part}_cache_scale"
             tensors[name] = np.array(0.1, np.float32)
     return write_checkpoint(folder, config | {"quantization_config": MOBILE, "dtype": "float32"}, tensors)
+
+
+def write_q4_0_checkpoint(folder: Path, *, embedding_on_grid: bool, seed: int = 0) -> Path:
+    """A checkpoint of the small model as `-qat-q4_0-unquantized` publishes them: bfloat16, the decoder on Q4_0's grid.
+
+    The audio encoder stays off it, and the token embedding with its output matrix where the flag says so.
+    """
+    config = small_config()
+    tensors = random_tensors(folder, config, seed)
+    del tensors["lm_head.weight"]
+    for name in tensors:
+        if is_on_q4_0_grid(name, tensors[name], embedding_on_grid=embedding_on_grid):
+            integers, steps = round_to_q4_0(tensors[name].reshape(-1, 32))
+            tensors[name] = (integers * steps[:, None]).reshape(tensors[name].shape)
+    stored = {name: values.astype(ml_dtypes.bfloat16) for name, values in tensors.items()}
+    return write_checkpoint(folder, config | {"dtype": "bfloat16"}, stored)
+
+
+def is_on_q4_0_grid(name: str, values: np.ndarray, *, embedding_on_grid: bool) -> bool:
+    is_matrix = is_linear_or_table(name, values) and name.startswith("model.language_model.")
+    return is_matrix and (embedding_on_grid or name != f"{TABLES[0]}.weight")
+
+
+def round_to_q4_0(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """GGML's quantize_row_q4_0_ref: integers from -8 to 7 [blocks, 32] and steps in half precision [blocks]."""
+    extremes = weights[np.arange(len(weights)), np.abs(weights).argmax(axis=1)]
+    unrounded = (extremes / np.float32(-8)).astype(np.float32)
+    inverse = np.divide(1, unrounded, out=np.zeros_like(unrounded), where=unrounded != 0)
+    integers = np.minimum(15, np.trunc(weights * inverse[:, None] + 8.5)) - 8
+    return integers.astype(np.float32), unrounded.astype(np.float16).astype(np.float32)
+
+
+def to_bfloat16(weights: np.ndarray) -> np.ndarray:
+    """Rounded, as float32."""
+    return weights.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 
 def random_tensors(folder: Path, config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:

@@ -141,7 +141,6 @@ def convert_onnx(
     )
     if checkpoint.has_own_head:
         config = replace(config, text=replace(config.text, ties_embeddings=False))
-    integers = open_integers(checkpoint, config, settings.recipe)
     tokenizer = read_tokenizer(checkpoint.folder)
     tokenizer_file = (checkpoint.folder / TOKENIZER_NAME).read_bytes()
     check_vocabulary(tokenizer, config)
@@ -153,6 +152,7 @@ def convert_onnx(
     )
     check_prompts(tokenizer, chat_template, config)
     _refuse_overlap(origin, folder)
+    integers = open_integers(checkpoint, config, settings.recipe, progress)
     progress.start("reading the checkpoint", checkpoint.size, "B")
     source_hash = hash_checkpoint(checkpoint, progress.advance)
     adapter = _adapter_record(origin)
@@ -198,6 +198,8 @@ def convert_onnx(
         )
         write_manifest(beside, manifest)
     notes = _notes(checkpoint, frontends) + unused_generation_settings(checkpoint.folder)
+    if integers is not None:
+        notes += integers.notes
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)

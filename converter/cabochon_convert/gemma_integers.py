@@ -30,6 +30,11 @@ class GemmaIntegers:
         self._checkpoint = checkpoint
         self._quantization = quantization
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `TrainedIntegers.notes`."""
+        return ()
+
     def precision(self, tensor: str, shape: tuple[int, int]) -> Precision | None:
         """See `TrainedIntegers.precision`."""
         bits = self._bits(tensor)

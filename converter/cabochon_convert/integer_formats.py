@@ -5,11 +5,15 @@ from __future__ import annotations
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.gemma_integers import GemmaIntegers
+from cabochon_convert.grid_integers import find_grids
+from cabochon_convert.progress import Progress
 from cabochon_convert.recipes import Recipe
 from cabochon_convert.trained_integers import TrainedIntegers
 
 
-def open_integers(checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe) -> TrainedIntegers | None:
+def open_integers(
+    checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, progress: Progress
+) -> TrainedIntegers | None:
     """The checkpoint's integers, None where all of its weights are floating point.
 
     Raises:
@@ -22,9 +26,12 @@ def open_integers(checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe) -
                 "choose the recipe as-trained, or convert its unquantized (bf16) original."
             )
         return GemmaIntegers(checkpoint, config.quantization)
-    if recipe.keeps_integers:
+    if not recipe.keeps_integers:
+        return None
+    grids = find_grids(checkpoint, progress)
+    if grids is None:
         raise CheckpointError(
-            f"the recipe {recipe.name} is for checkpoints of quantization-aware training, "
-            "but this one holds no integers: choose another recipe."
+            f"the recipe {recipe.name} is for checkpoints of quantization-aware training, but this one holds no "
+            "trained integers, and none of its matrices lies on a grid of 4 bits: choose another recipe."
         )
-    return None
+    return grids

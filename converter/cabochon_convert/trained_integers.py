@@ -41,6 +41,10 @@ class ActivationScales:
 class TrainedIntegers(Protocol):
     """The matrices of one checkpoint that are integers."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that the user should read."""
+
     def precision(self, tensor: str, shape: tuple[int, int]) -> Precision | None:
         """How a weight matrix is to be stored so that it stays what it is; None where it is floating point."""
 

@@ -65,7 +65,7 @@ def load(checkpoint: Path) -> Any:
 
 def integers_of(checkpoint: Path) -> TrainedIntegers:
     config = read_config(read_json(checkpoint / "config.json"))
-    integers = open_integers(open_checkpoint(checkpoint), config, RECIPES["as-trained"])
+    integers = open_integers(open_checkpoint(checkpoint), config, RECIPES["as-trained"], Silence())
     assert integers is not None
     return integers
 
@@ -159,7 +159,7 @@ def test_no_recipe_rounds_integers_again(mobile: Path, tmp_path: Path, recipe: s
 
 @pytest.mark.parametrize("recipe", ["as-trained", "as-trained-int8"])
 def test_a_checkpoint_without_integers_cannot_keep_them(random_checkpoint: Path, tmp_path: Path, recipe: str) -> None:
-    with refused(CheckpointError, recipe, "no integers"):
+    with refused(CheckpointError, recipe, "holds no trained integers"):
         convert_onnx(random_checkpoint, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
 
 
