@@ -184,6 +184,15 @@ class Checkpoint:
             yield found
             self._on_read(len(part) * record.row_bytes)
 
+    def read_integers(self, name: str, shape: tuple[int, ...], storage: str) -> npt.NDArray[np.integer]:
+        """A whole tensor of integers of this storage type, which fits in memory."""
+        record = self._expect(name, shape, (storage,))
+        with reading(record.file):
+            values = np.fromfile(record.file, INTEGER_TYPES[storage], math.prod(shape), offset=record.offset)
+            found = values.reshape(shape)
+        self._on_read(record.size)
+        return found
+
     def _expect(self, name: str, shape: tuple[int, ...], storages: Collection[str] = tuple(BITS)) -> TensorRecord:
         self.record(name)
         record = self._records[name]

@@ -20,7 +20,11 @@ from cabochon_convert.config_section import (
     refuse_unknown,
     require_value,
 )
-from cabochon_convert.quantization_config import GemmaQuantization, read_quantization
+from cabochon_convert.quantization_config import (
+    CompressedTensorsQuantization,
+    GemmaQuantization,
+    read_quantization,
+)
 from cabochon_convert.vision_config import VisionConfig, read_vision
 
 ARCHITECTURE = "Gemma4ForConditionalGeneration"
@@ -131,7 +135,7 @@ class ModelConfig:
     end_image_token: int | None
     """None where neither the checkpoint names one nor the model sees."""
     eos_tokens: tuple[int, ...]
-    quantization: GemmaQuantization | None
+    quantization: GemmaQuantization | CompressedTensorsQuantization | None
     """How weights are stored as integers; None where all of them are floating point."""
 
 
@@ -166,7 +170,8 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True, with_vision:
             eos_tokens=read_token_list(config.get("eos_token_id", config["text_config"].get("eos_token_id", 1))),
             quantization=read_quantization(config.get("quantization_config")),
         )
-        if model.quantization and model.quantization.quantizes_embeddings and ties_embeddings:
+        quantization = model.quantization
+        if isinstance(quantization, GemmaQuantization) and quantization.quantizes_embeddings and ties_embeddings:
             raise CheckpointError(
                 "config.json ties the output matrix to an embedding of integers, which is not implemented: "
                 "expected tie_word_embeddings to be false."

@@ -6,7 +6,9 @@ from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.gemma_integers import GemmaIntegers
 from cabochon_convert.grid_integers import find_grids
+from cabochon_convert.packed_integers import PackedIntegers
 from cabochon_convert.progress import Progress
+from cabochon_convert.quantization_config import CompressedTensorsQuantization
 from cabochon_convert.recipes import Recipe
 from cabochon_convert.trained_integers import TrainedIntegers
 
@@ -25,6 +27,8 @@ def open_integers(
                 f"the checkpoint is already quantized, and the recipe {recipe.name} would round its integers again: "
                 "choose the recipe as-trained, or convert its unquantized (bf16) original."
             )
+        if isinstance(config.quantization, CompressedTensorsQuantization):
+            return PackedIntegers(checkpoint, config.quantization)
         return GemmaIntegers(checkpoint, config.quantization)
     if not recipe.keeps_integers:
         return None
