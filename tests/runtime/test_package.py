@@ -19,8 +19,11 @@ FILES = [
     "chat_template.jinja",
     "decoder.onnx",
     "decoder.onnx.data",
+    "decoder_genai.onnx",
+    "genai_config.json",
     "per_layer_embeddings.bin",
     "tokenizer.json",
+    "tokenizer_config.json",
     "vision_encoder.onnx",
     "vision_encoder.onnx.data",
 ]
