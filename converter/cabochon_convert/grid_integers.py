@@ -83,13 +83,14 @@ class GridIntegers:
 
 
 def find_grids(checkpoint: Checkpoint, progress: Progress) -> GridIntegers | None:
-    """The matrices of which every block lies on a grid; None where there are none.
+    """The matrices of which every block lies on a grid and which no adapter changes; None where there are none.
 
     Matrices beside any grid are told by a few of their rows; the others are read as a whole.
     """
     # Opened anew: what is looked at here is not yet in use.
     looked_at = open_checkpoint(checkpoint.folder, progress.advance)
-    records = [looked_at.record(name) for name in looked_at.names]
+    # What an adapter moves from its grid is floating point.
+    records = [looked_at.record(name) for name in looked_at.names if name not in checkpoint.changed_names]
     matrices = [record for record in records if len(record.shape) == 2 and record.storage in BITS]
     progress.start("looking for integers", sum(record.size for record in matrices), "B")
     extents = {record.name: _extent_of_grid(looked_at, record) for record in matrices}
