@@ -81,6 +81,8 @@ def test_logits_and_audio_embeddings_are_those_of_the_plainly_loaded_model(
 def test_values_that_no_checkpoint_holds_are_those_of_the_plainly_loaded_model(checkpoint: Path, plain: Any) -> None:
     model = reference_weights.load_model(checkpoint, MUCH_MEMORY, lambda: None)
     expected, found = dict(plain.named_buffers()), dict(model.named_buffers())
+    # The reference answers no questions about images.
+    expected = {name: value for name, value in expected.items() if not name.startswith("model.vision_tower.")}
     assert found.keys() == expected.keys()
     assert any(name.endswith("inv_freq") for name in found)
     assert any(name.endswith("input_min") for name in found)
