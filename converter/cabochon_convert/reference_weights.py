@@ -16,9 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cabochon.errors import missing_dependency
-from cabochon_convert.checkpoint import CheckpointError, RowMerge
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError, RowMerge, read_json
+from cabochon_convert.packed_integers import PackedIntegers
+from cabochon_convert.quantization_config import CompressedTensorsQuantization, read_quantization
+from cabochon_convert.quantize import dequantize_matrix
 from cabochon_convert.source import CheckpointSource, open_source
+from cabochon_convert.trained_integers import to_blocks
 
 try:
     import safetensors
@@ -104,6 +110,7 @@ class _Store:
 
     def __init__(self, checkpoint: CheckpointSource | Path) -> None:
         self._checkpoint = open_source(checkpoint)
+        self._integers = _packed_integers(self._checkpoint)
         self._files: dict[Path, Any] = {}
 
     @property
@@ -121,7 +128,14 @@ class _Store:
         return _Matrix(self._stored(name, shape), self._checkpoint.row_merge(name))
 
     def read(self, name: str, shape: tuple[int, ...]) -> Any:
-        """A tensor as float32."""
+        """A tensor as float32; integers times their scales."""
+        if len(shape) == 2 and self._integers is not None:
+            rows_and_columns = (shape[0], shape[1])
+            precision = self._integers.precision(name, rows_and_columns)
+            if precision is not None:
+                parts = self._integers.rows(name, rows_and_columns, range(shape[0]))
+                weights = [dequantize_matrix(to_blocks(part, precision), shape[1], precision) for part in parts]
+                return torch.from_numpy(np.concatenate(weights))
         values = self._stored(name, shape).float()
         merge = self._checkpoint.row_merge(name)
         return values if merge is None else torch.from_numpy(merge(values.numpy(), slice(None)))
@@ -137,6 +151,23 @@ class _Store:
         if record.file not in self._files:
             self._files[record.file] = safetensors.safe_open(str(record.file), framework="pt")
         return self._files[record.file].get_tensor(record.name)
+
+
+def _packed_integers(checkpoint: Checkpoint) -> PackedIntegers | None:
+    """What compressed-tensors packed; None where all weights are floating point.
+
+    Raises:
+        CheckpointError: another format, of which activations are rounded too.
+    """
+    quantization = read_quantization(read_json(checkpoint.folder / "config.json").get("quantization_config"))
+    if quantization is None:
+        return None
+    if not isinstance(quantization, CompressedTensorsQuantization):
+        raise CheckpointError(
+            f"{checkpoint.folder} rounds activations to integers too, which the reference does not yet: "
+            "verify against the unquantized (bf16) original."
+        )
+    return PackedIntegers(checkpoint, quantization)
 
 
 class _PassingWeights:
@@ -198,11 +229,6 @@ class _HeadInParts(torch.nn.Module):
 def _build_without_weights(checkpoint: Path) -> Any:
     """The model on the meta device; only what no checkpoint holds (frequencies, scales, soft caps) has values."""
     config = transformers.Gemma4Config.from_pretrained(str(checkpoint))
-    if getattr(config, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"{checkpoint} holds integers, which the reference does not read yet: "
-            "verify against the unquantized (bf16) original."
-        )
     config.vision_config = None
     for part in (config, config.text_config, config.audio_config):
         if part is not None:

@@ -40,7 +40,9 @@ from cabochon_convert.quantization_config import CompressedTensorsQuantization, 
 from cabochon_convert.quantize import dequantize_matrix
 from cabochon_convert.questions import QuestionWriter, made_up_clips
 from cabochon_convert.recipes import RECIPES
+from cabochon_convert.reference import ReferenceModel
 from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
+from cabochon_convert.verify import verify_packages
 
 AS_TRAINED = ConversionSettings(RECIPES["as-trained"], accuracy_level=0)
 PACKINGS = {
@@ -152,6 +154,23 @@ def test_logits_are_those_of_transformers(converted: tuple[Path, Path]) -> None:
         logits = found.logits(prompt, len(prompt.tokens))
         # float32 sums in another order.
         assert np.abs(logits - expected).mean() / np.abs(expected).mean() <= 1e-5
+
+
+def test_the_reference_unpacks_what_it_needs(converted: tuple[Path, Path]) -> None:
+    checkpoint, package = converted
+    prompt = QuestionWriter(open_package(package)).probe(None)
+    # No room for weights that stay: layers are unpacked whenever they run.
+    reference = ReferenceModel(checkpoint, Silence(), memory=0)
+    ((_, logits),) = reference.logits([prompt], [len(prompt.tokens)])
+    np.testing.assert_allclose(logits, reference_logits(load(checkpoint), prompt.tokens, None), atol=1e-4)
+
+
+@pytest.mark.parametrize("converted", ["as published"], indirect=True)
+def test_such_a_package_is_verified_against_its_own_checkpoint(converted: tuple[Path, Path]) -> None:
+    checkpoint, package = converted
+    (report,) = verify_packages([package], checkpoint, Silence())
+    assert report.passed
+    assert report.recipe == "as-trained"
 
 
 def test_another_recipe_does_not_round_what_is_packed(converted: tuple[Path, Path], tmp_path: Path) -> None:
