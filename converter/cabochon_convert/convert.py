@@ -12,7 +12,6 @@ import cabochon
 from cabochon.arrays import Float32Array
 from cabochon.manifest import (
     FORMAT_VERSION,
-    TABLE_STORAGE_BITS,
     AppliedPrecision,
     AppliedRecipe,
     AudioModel,
@@ -34,7 +33,7 @@ from cabochon_convert.checkpoint import (
 )
 from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
-from cabochon_convert.embeddings import table_of_head, write_table
+from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
 from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
@@ -57,7 +56,6 @@ from cabochon_convert.processor import (
     unused_generation_settings,
 )
 from cabochon_convert.progress import Progress, Silence
-from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
 from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.trained_integers import hold_the_same
@@ -151,6 +149,8 @@ def convert_onnx(
         read_image_frontend(checkpoint.folder, config.vision) if config.vision else None,
     )
     check_prompts(tokenizer, chat_template, config)
+    recipe = settings.recipe.for_layers(range(config.text.owner_count, len(config.text.layers)))
+    settings = replace(settings, recipe=recipe)
     _refuse_overlap(origin, folder)
     integers = open_integers(checkpoint, config, settings.recipe, progress)
     progress.start("reading the checkpoint", checkpoint.size, "B")
@@ -263,8 +263,7 @@ def _build_engine(
         applied |= vision_encoder.applied
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
         precision = settings.precision(tensor, (table.rows, table.columns))
-        stored = precision if precision.is_integer else Precision(TABLE_STORAGE_BITS[table.storage])
-        applied.setdefault(tensor, apply_precision(tensor, stored))
+        applied.setdefault(tensor, apply_precision(tensor, stored_precision(table, precision)))
     engine = Engine(
         decoder=decoder.graph,
         caches=decoder.caches,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from cabochon.manifest import EmbeddingTable, RowRegion
+from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, RowRegion
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.linear_onnx import StoredMatrix
 from cabochon_convert.quantize import Precision, quantize_matrix
@@ -15,6 +17,7 @@ from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
 
 # Scales of a side file are half precision: their rounding error is far below that of the values they scale.
 SCALE_TYPE = np.float16
+SHORTEST_BLOCK = 16
 STORED_AS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -35,6 +38,10 @@ def write_table(
         integers: where the table comes from if its precision is that of training.
     """
     rows, columns = shape
+    block_size = math.gcd(columns, precision.block_size)
+    if precision.is_integer and precision.algorithm != "as-trained" and block_size >= SHORTEST_BLOCK:
+        # A row's last block cannot be filled up: where blocks do not fill the rows, shorter ones do.
+        precision = replace(precision, block_size=block_size)
     scale_type: type[np.float16] | type[np.float32] = SCALE_TYPE
     if precision.is_integer:
         if not precision.symmetric:
@@ -68,6 +75,14 @@ def write_table(
     )
 
 
+def stored_precision(table: EmbeddingTable, precision: Precision) -> Precision:
+    """What a precision that was asked for became in a table."""
+    if table.scale_storage is None:
+        return Precision(TABLE_STORAGE_BITS[table.storage])
+    scale_bits = 8 * np.dtype(table.scale_storage).itemsize if precision.algorithm != "as-trained" else 32
+    return replace(precision, block_size=table.block_size, scale_bits=scale_bits)
+
+
 def table_of_head(head: StoredMatrix, rows: int, columns: int, row_scale: float) -> EmbeddingTable | None:
     """The decoder's own output matrix as embedding table: tied weights need to be stored once only.
 
@@ -83,7 +98,7 @@ def table_of_head(head: StoredMatrix, rows: int, columns: int, row_scale: float)
         values=head.values,
         block_size=precision.block_size,
         scales=head.scales,
-        scale_storage="float32" if precision.is_integer else None,
+        scale_storage=f"float{precision.scale_bits}" if precision.is_integer else None,
         row_scale=row_scale,
     )
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from onnx import TensorProto
 
 from cabochon.arrays import Float32Array
 from cabochon.manifest import AppliedPrecision, RowRegion
-from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.compensation import error_spread
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.quantize import Precision, QuantizedMatrix, quantize_matrix
@@ -72,6 +73,7 @@ def apply_precision(tensor: str, precision: Precision) -> AppliedPrecision:
         block_size=precision.block_size,
         symmetric=precision.symmetric,
         algorithm=precision.algorithm,
+        scale_bits=precision.scale_bits if precision.is_integer else 0,
     )
 
 
@@ -160,7 +162,7 @@ class LinearWriter:
 
         shape = (outputs, blocks, precision.block_size * precision.bits // 8)
         values_region = self._graph.stream_weight(name + ".values", np.dtype(np.uint8), shape, values())
-        scales_region = self._graph.stream_weight(name + ".scales", np.dtype(np.float32), (outputs, blocks), scales)
+        scales_region = self._write_scales(name + ".scales", (outputs, blocks), scales, precision)
         inputs_of_node = [x, name + ".values", name + ".scales"]
         if zero_points:
             zero_shape = (outputs, zero_points[0].shape[1])
@@ -176,6 +178,17 @@ class LinearWriter:
         self._graph.node("MatMulNBits", inputs_of_node, output, attributes, MICROSOFT)
         return StoredMatrix(precision, values_region, scales_region)
 
+    def _write_scales(
+        self, name: str, shape: tuple[int, int], scales: Sequence[np.ndarray], precision: Precision
+    ) -> RowRegion | None:
+        if precision.scale_bits == 32:
+            return self._graph.stream_weight(name, np.dtype(np.float32), shape, scales)
+        half = [part.astype(np.float16) for part in scales]
+        region = self._graph.stream_weight(f"{name}.half", np.dtype(np.float16), shape, half)
+        # Half the bytes on disk: onnxruntime does this once, when it loads the graph.
+        self._graph.node("Cast", [f"{name}.half"], name, {"to": TensorProto.FLOAT})
+        return region
+
     def _quantized_parts(self, matrix: MatrixRows, precision: Precision) -> Iterator[QuantizedMatrix]:
         if precision.algorithm == "as-trained" and self._settings.integers is not None:
             for carried in self._settings.integers.rows(matrix.tensor, matrix.shape, matrix.rows):
@@ -183,7 +196,13 @@ class LinearWriter:
             return
         spread = self._spread(matrix.tensor, precision)
         for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
-            yield quantize_matrix(part, precision, spread)
+            try:
+                yield quantize_matrix(part, precision, spread)
+            except OverflowError:
+                raise CheckpointError(
+                    f"the tensor {matrix.tensor} holds values too large for half-precision scales: choose the recipe "
+                    "int4."
+                ) from None
 
     def _activation_scales(self, tensor: str) -> ActivationScales:
         integers = self._settings.integers

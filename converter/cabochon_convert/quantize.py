@@ -33,6 +33,8 @@ class Precision:
     """Whether all blocks put zero on the same integer; otherwise each has a zero point of its own."""
     algorithm: Algorithm = "nearest"
     """Only integers are chosen in different ways."""
+    scale_bits: int = 32
+    """Of a scale: 32, or 16 for half precision."""
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8, 16, 32):
@@ -45,6 +47,9 @@ class Precision:
             raise ValueError(f"expected a block size of a power of two from 16, got {block}")
         if not self.is_integer and (block or not self.symmetric or self.algorithm != "nearest"):
             raise ValueError("floating point has no blocks, no zero points and nothing to choose")
+        # Error compensation and integers of training need their scales as they are.
+        if self.scale_bits != 32 and (self.scale_bits != 16 or self.algorithm not in ("nearest", "mse")):
+            raise ValueError(f"expected scales of 32 bits, or of 16 where blocks are rounded alone: {self}")
 
     @property
     def is_integer(self) -> bool:
@@ -101,6 +106,8 @@ def _round_independently(weights: Float32Array, precision: Precision) -> tuple[n
     for first in range(0, len(blocks), count):
         some = slice(first, first + count)
         grid = fit_grid(blocks[some], precision.bits, precision.symmetric, search=precision.algorithm == "mse")
+        if precision.scale_bits == 16:
+            grid = grid.with_half_scales()
         values[some] = round_to_grid(blocks[some], grid, precision.bits)
         scales[some], zero_points[some] = grid.scales, grid.zero_points
     return values, Grid(scales, zero_points)

@@ -24,6 +24,16 @@ class Grid:
     zero_points: Float32Array
     """[rows, blocks], whole numbers"""
 
+    def with_half_scales(self) -> Grid:
+        """Scales that half precision can hold, the nearest ones.
+
+        Raises:
+            OverflowError: a scale is too large for half precision.
+        """
+        if np.abs(self.scales).max(initial=0) > np.finfo(np.float16).max:
+            raise OverflowError("a scale is too large for half precision")
+        return Grid(self.scales.astype(np.float16).astype(np.float32), self.zero_points)
+
 
 def fit_grid(blocks: Float32Array, bits: int, symmetric: bool, search: bool) -> Grid:
     """The grid of each block [rows, blocks, block size]: from its extremes, or by search the one of least square error.

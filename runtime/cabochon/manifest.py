@@ -92,6 +92,8 @@ class AppliedPrecision:
     """Consecutive inputs that share one scale; 0 for floating point."""
     symmetric: bool
     """Whether all blocks put zero on the same integer; true for floating point."""
+    scale_bits: int
+    """Of each scale; 0 for floating point."""
     algorithm: str
     """How the integers were chosen: "nearest" (also for floating point), "mse", "gptq", or "as-trained": they are the
     checkpoint's own."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cabochon_convert.compensation import error_spread
-from cabochon_convert.quantize import Precision, dequantize_matrix, pack, quantize_matrix, unpack
+from cabochon_convert.quantize import Algorithm, Precision, dequantize_matrix, pack, quantize_matrix, unpack
 
 BITS = st.sampled_from([2, 4, 8])
 BLOCKS = st.sampled_from([16, 32, 64])
@@ -108,6 +110,32 @@ def test_searching_for_scales_never_makes_the_square_error_larger(
     nearest = square_error(weights, Precision(bits, block, symmetric))
     searched = square_error(weights, Precision(bits, block, symmetric, "mse"))
     assert searched <= nearest * (1 + 1e-5) + 1e-12
+
+
+@given(MATRICES, BITS, BLOCKS, st.booleans(), st.sampled_from(["nearest", "mse"]))
+def test_scales_of_half_precision_are_those_that_weights_are_rounded_with(
+    weights: np.ndarray, bits: int, block: int, symmetric: bool, algorithm: Algorithm
+) -> None:
+    full = Precision(bits, block, symmetric, algorithm)
+    half = replace(full, scale_bits=16)
+    quantized = quantize_matrix(weights, half)
+    assert (quantized.scales == quantized.scales.astype(np.float16)).all()
+    # A scale off by 2 ** -11 moves the outermost values by about that share; the smallest are off by 2 ** -25 at least.
+    extreme = np.abs(weights).max() * 2.0**-9 + 2.0**bits * 2.0**-24
+    assert square_error(weights, half) <= (np.sqrt(square_error(weights, full)) + extreme * weights.size**0.5) ** 2
+
+
+def test_weights_beyond_scales_of_half_precision_are_refused() -> None:
+    with pytest.raises(OverflowError):
+        quantize_matrix(np.full((1, 16), 1e6, np.float32), Precision(4, 16, scale_bits=16))
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "as-trained"])
+def test_half_precision_is_for_blocks_that_are_rounded_alone(algorithm: Algorithm) -> None:
+    with pytest.raises(ValueError, match="16"):
+        Precision(4, 32, algorithm=algorithm, scale_bits=16)
+    with pytest.raises(ValueError, match="8"):
+        Precision(4, 32, scale_bits=8)
 
 
 @given(MATRICES, BITS, BLOCKS, st.booleans())

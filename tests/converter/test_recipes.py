@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_checkpoint import small_config, tensor_shapes
+from random_checkpoint import e2b_config, small_config, tensor_shapes
 
 from cabochon_convert.quantize import Precision
 from cabochon_convert.recipes import (
@@ -53,8 +55,11 @@ def test_every_kind_of_matrix_has_its_precision(tensor: str, int8: Precision, in
 
 
 def test_every_pattern_matches_a_tensor_of_a_real_checkpoint() -> None:
-    recipes = RECIPES.values()
-    names = [*tensor_shapes(small_config(), with_vestigial=False), "lm_head.weight"]  # of an untied checkpoint
+    config = small_config()
+    text = config["text_config"]
+    layers = text["num_hidden_layers"]
+    recipes = [recipe.for_layers(range(layers - text["num_kv_shared_layers"], layers)) for recipe in RECIPES.values()]
+    names = [*tensor_shapes(config, with_vestigial=False), "lm_head.weight"]  # of an untied checkpoint
     for rule in (rule for recipe in recipes for rule in recipe.rules):
         assert any(Recipe("one rule", (rule,)).precision(name) == rule.precision for name in names), rule.pattern
 
@@ -71,8 +76,41 @@ def test_any_name_has_a_precision(tensor: str, recipe: str) -> None:
     assert Recipe("empty", ()).precision(tensor) == FLOAT
 
 
+def test_a_rule_for_layers_that_share_caches_leaves_the_others_alone() -> None:
+    recipe = RECIPES["int2-small"].for_layers(range(15, 35))
+    for layer, bits in ((0, 4), (1, 4), (14, 4), (15, 2), (34, 2)):
+        assert recipe.precision(f"model.language_model.layers.{layer}.mlp.up_proj.weight").bits == bits
+        assert recipe.precision(f"model.language_model.layers.{layer}.mlp.down_proj.weight").bits == 4
+
+
+def stored_bytes(shape: tuple[int, ...], precision: Precision) -> float:
+    """Of a matrix in a package."""
+    rows, columns = math.prod(shape[:-1]), shape[-1] if shape else 1
+    if not precision.is_integer:
+        return rows * columns * 4
+    zero_point_bits = 0 if precision.symmetric else precision.bits
+    block_bits = precision.block_size * precision.bits + precision.scale_bits + zero_point_bits
+    return rows * math.ceil(columns / precision.block_size) * block_bits / 8
+
+
+def test_e2b_with_both_encoders_fits_two_point_six_gigabytes() -> None:
+    config = e2b_config()
+    text = config["text_config"]
+    layers = text["num_hidden_layers"]
+    recipe = RECIPES["int2-small"].for_layers(range(layers - text["num_kv_shared_layers"], layers))
+    shapes = tensor_shapes(config, with_vestigial=False)
+    assert sum(math.prod(shape) for shape in shapes.values()) > 5.1e9
+    assert any(name.startswith("model.vision_tower.") for name in shapes)
+    # Projections of relative positions are constants of the graph: those of 13 distances, not the matrix.
+    stored = {name: shape for name, shape in shapes.items() if not name.endswith("relative_k_proj.weight")}
+    weights = sum(stored_bytes(shape, recipe.precision(name)) for name, shape in stored.items())
+    tokenizer_and_graphs = 36e6
+    assert weights + tokenizer_and_graphs <= 2.6e9
+
+
 def test_recipes_go_by_their_names() -> None:
-    names = ["float", "int8", "int4", "int4-mixed", "int4-calibrated", "int2-mixed", "as-trained", "as-trained-int8"]
+    names = ["float", "int8", "int4", "int4-mixed", "int4-calibrated", "int2-mixed", "int2-small"]
+    names += ["as-trained", "as-trained-int8"]
     assert [recipe.name for recipe in RECIPES.values()] == names
     assert list(RECIPES) == names
 

@@ -124,6 +124,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
                         bits=st.sampled_from([2, 4, 8, 32]),
                         block_size=SIZES,
                         symmetric=st.booleans(),
+                        scale_bits=st.sampled_from([0, 16, 32]),
                         algorithm=st.sampled_from(["nearest", "mse", "gptq"]),
                     )
                 ).map(tuple),
