@@ -52,7 +52,7 @@ def random_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
-@pytest.fixture(scope="session", params=["float", "int8", "int4"])
+@pytest.fixture(scope="session", params=["float", "int8", "int4-mixed"])
 def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted with each recipe."""
     folder = tmp_path_factory.mktemp("packages") / f"tiny-{request.param}"

@@ -133,7 +133,9 @@ def round_to_q4_0(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """GGML's quantize_row_q4_0_ref: integers from -8 to 7 [blocks, 32] and steps in half precision [blocks]."""
     extremes = weights[np.arange(len(weights)), np.abs(weights).argmax(axis=1)]
     unrounded = (extremes / np.float32(-8)).astype(np.float32)
-    inverse = np.divide(1, unrounded, out=np.zeros_like(unrounded), where=unrounded != 0)
+    # The inverse of a subnormal number may be infinite, which GGML leaves undefined.
+    normal = np.abs(unrounded) >= np.finfo(np.float32).tiny
+    inverse = np.divide(1, unrounded, out=np.zeros_like(unrounded), where=normal)
     integers = np.minimum(15, np.trunc(weights * inverse[:, None] + 8.5)) - 8
     return integers.astype(np.float32), unrounded.astype(np.float16).astype(np.float32)
 

@@ -319,10 +319,10 @@ def test_an_answer_that_was_cut_is_told_from_a_whole_one(random_package: Path, s
 
 
 def test_text_that_the_terminal_cannot_show_is_escaped(tiny_package: Path) -> None:
-    command = (CABOCHON, "translate", tiny_package, TINY / "demo" / "unseen_accent.wav", *LANGUAGES)
+    command = (CABOCHON, "translate", tiny_package, TINY / "demo" / "english_unseen_voice.wav", *LANGUAGES)
     result = run_command(*command, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
-    assert "m\\xf6chte" in result.stdout
+    assert "m\\xfcssen" in result.stdout
 
 
 def test_verifying_what_cannot_be_verified_is_refused_before_converting(

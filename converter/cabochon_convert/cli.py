@@ -15,7 +15,7 @@ import cabochon
 from cabochon.cli import errors_in_one_sentence, prepare_streams
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.languages import language_name
-from cabochon_convert.recipes import RECIPES
+from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:
     from cabochon_convert.calibration import Calibration
@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("output", type=Path, help="folder of the package to be written")
     parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
-    parser.add_argument("--recipe", choices=tuple(RECIPES), default="int4", help="quantization (default: int4)")
+    parser.add_argument(
+        "--recipe", choices=tuple(RECIPES), default=DEFAULT_RECIPE, help="quantization (default: %(default)s)"
+    )
     parser.add_argument(
         "--calibration",
         type=Path,

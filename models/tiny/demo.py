@@ -1,6 +1,6 @@
 """Converts the small model beside this file and lets it translate held-out sentences: what `make demo` runs.
 
-python models/tiny/demo.py [--recipe int4]
+python models/tiny/demo.py [--recipe int8]
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from statistics import median
 
 import cabochon
-from cabochon_convert.recipes import RECIPES
+from cabochon.languages import language_name
+from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
 TINY = Path(__file__).resolve().parent
 REPOSITORY = TINY.parent.parent
@@ -23,8 +24,8 @@ REPOSITORY = TINY.parent.parent
 def main() -> int:
     """Convert, load, translate every demo sound, print what came out beside what was said."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted(name for name, recipe in RECIPES.items() if not recipe.is_calibrated)
-    parser.add_argument("--recipe", choices=names, default="int4", help="quantization (default: %(default)s)")
+    names = sorted(name for name, recipe in RECIPES.items() if not (recipe.is_calibrated or recipe.keeps_integers))
+    parser.add_argument("--recipe", choices=names, default=DEFAULT_RECIPE, help="quantization (default: %(default)s)")
     recipe = parser.parse_args().recipe
     package = REPOSITORY / "build" / f"tiny-{recipe}"
     command = ["cabochon-convert", TINY.relative_to(REPOSITORY), package.relative_to(REPOSITORY), "--recipe", recipe]
@@ -37,11 +38,11 @@ def main() -> int:
     load_seconds = time.perf_counter() - started
     references = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
     # The first run of a graph also lays out its memory, so it is not the one to be timed.
-    model.translate(TINY / "demo" / references[0]["file"], source="English", target="German").finish()
+    _answer(model, references[0]).finish()
     answers = [_translate(model, reference) for reference in references]
     checkpoint_size = (TINY / "model.safetensors").stat().st_size
     correct = sum(
-        (answer.transcript == reference["en"]) + (answer.translation == reference["de"])
+        (answer.transcript == reference[reference["source"]]) + (answer.translation == reference[reference["target"]])
         for answer, reference in zip(answers, references, strict=True)
     )
     print()
@@ -55,14 +56,20 @@ def main() -> int:
     return 0
 
 
+def _answer(model: cabochon.Model, reference: dict[str, str]) -> cabochon.Translation:
+    sound = TINY / "demo" / reference["file"]
+    return model.translate(sound, source=reference["source"], target=reference["target"])
+
+
 def _translate(model: cabochon.Model, reference: dict[str, str]) -> cabochon.Translation:
-    answer = model.translate(TINY / "demo" / reference["file"], source="English", target="German")
+    answer = _answer(model, reference)
     answer.finish()
+    source, target = reference["source"], reference["target"]
     print()
     print(f"{reference['file']}, {answer.statistics.audio_seconds:.1f} s, voice {reference['voice']}")
-    print(f"  said         {reference['en']}")
+    print(f"  said         {reference[source]}")
     print(f"  transcript   {answer.transcript}")
-    print(f"  German       {reference['de']}")
+    print(f"  {language_name(target):<13}{reference[target]}")
     print(f"  translation  {answer.translation}")
     return answer
 

@@ -70,7 +70,7 @@ def test_a_package_with_an_adapter_is_that_of_the_merged_checkpoint_bit_for_bit(
     projection = "model.language_model.per_layer_model_projection"  # read in two parts
     tensors = small_tensors() | factors(projection, 224, 64) | factors(f"{AUDIO}.linear", 64, 64)
     tables = {
-        "model.language_model.embed_tokens_per_layer.lora_embedding_A": np.full((RANK, 2048), 0.1, np.float32),
+        "model.language_model.embed_tokens_per_layer.lora_embedding_A": np.full((RANK, 3072), 0.1, np.float32),
         "model.language_model.embed_tokens_per_layer.lora_embedding_B": np.full((224, RANK), 0.3, np.float32),
         "model.language_model.norm.weight": np.full(64, 1.5, np.float32),
     }
@@ -286,7 +286,7 @@ NORM = "model.language_model.norm"
         (adding(f"{QUERY}.bias", 64), ("bias", "modules_to_save")),
         (adding(f"{QUERY}.lora_A.default.weight", RANK, 64), ("lora_A.default",)),
         (adding(f"{NORM}.weight", 64), (NORM, "modules_to_save")),
-        (adding("lm_head.weight", 2048, 64), ("lm_head", "modules_to_save")),
+        (adding("lm_head.weight", 3072, 64), ("lm_head", "modules_to_save")),
         (adding(f"{TABLE}.token_adapter.trainable_tokens_delta", 3, 64), ("trainable_tokens_delta",)),
         (adding(f"{TABLE}.base_layer.weight", 2052, 64), ("[2052, 64]", "vocabulary")),
         (adding("elsewhere.base_layer.weight", 2, 2), ("elsewhere", "another model")),
@@ -368,7 +368,7 @@ def test_rows_without_length_are_refused_where_lengths_were_trained(random_check
 
 def test_an_embedding_trained_with_dora_is_refused(random_checkpoint: Path, tmp_path: Path) -> None:
     tensors = {
-        f"{TABLE}.lora_embedding_A": np.zeros((RANK, 2048), np.float32),
+        f"{TABLE}.lora_embedding_A": np.zeros((RANK, 3072), np.float32),
         f"{TABLE}.lora_embedding_B": np.zeros((64, RANK), np.float32),
         f"{TABLE}.lora_magnitude_vector": np.zeros(64, np.float32),
     }

@@ -171,7 +171,7 @@ def test_without_generation_defaults_the_published_ones_are_used(
 @pytest.mark.parametrize(
     "setting",
     [
-        {"eos_token_id": 2048},
+        {"eos_token_id": 3072},
         {"eos_token_id": [None]},
         {"suppress_tokens": [-1]},
         {"suppress_tokens": 7},
@@ -237,5 +237,5 @@ def test_a_template_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(random_checkpoint: Path) -> None:
     config = small_config(vocab_size=1024, vocab_size_per_layer_input=1024)
-    with refused(CheckpointError, "token 2047", "1024"):
+    with refused(CheckpointError, "token 3071", "1024"):
         check_vocabulary(read_tokenizer(random_checkpoint), read_config(config))

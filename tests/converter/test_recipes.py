@@ -13,6 +13,7 @@ from cabochon_convert.recipes import (
     FLOAT,
     INT2,
     INT4,
+    INT4_ASYMMETRIC,
     INT4_CALIBRATED,
     INT4_SEARCHED,
     INT8,
@@ -120,7 +121,7 @@ def test_recipes_go_by_their_names() -> None:
     [
         ("int4-mixed", LAYER + "self_attn.v_proj.weight", INT8),
         ("int4-mixed", LAYER + "mlp.down_proj.weight", INT8),
-        ("int4-mixed", LAYER + "mlp.up_proj.weight", INT4_SEARCHED),
+        ("int4-mixed", LAYER + "mlp.up_proj.weight", INT4_ASYMMETRIC),
         ("int4-calibrated", LAYER + "mlp.down_proj.weight", INT4_CALIBRATED),
         ("int4-calibrated", LAYER + "per_layer_input_gate.weight", INT8),
         ("int4-mixed", VISION_LAYER + "mlp.down_proj.linear.weight", INT4_SEARCHED),

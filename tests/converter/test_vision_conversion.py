@@ -81,7 +81,7 @@ def test_text_only_leaves_both_encoders_out(random_checkpoint: Path, tmp_path: P
     assert "this package has no audio_tower, embed_audio, embed_vision, vision_tower." in result.stderr
     manifest = read_manifest(package)
     assert (manifest.audio, manifest.vision) == (None, None)
-    assert {path.name for path in package.glob("*.onnx")} == {"decoder.onnx"}
+    assert {path.name for path in package.glob("*.onnx")} == {"decoder.onnx", "decoder_genai.onnx"}
 
 
 def test_a_package_with_vision_loads_and_tells_what_it_holds(random_package: Path) -> None:

@@ -11,7 +11,7 @@ from refusals import refused
 from cabochon.errors import PackageError, RequestError
 from cabochon.tokenizer import Tokenizer
 
-VOCABULARY_SIZE = 2048
+VOCABULARY_SIZE = 3072
 
 
 @pytest.fixture(scope="module")

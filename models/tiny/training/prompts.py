@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon_convert.processor import PROMPTS
 
-from .phrasebook import LANGUAGE_NAMES
+from .dialogues import Exchange
+from .words import LANGUAGE_NAMES
 
 BEGIN_OF_AUDIO: Final = "<|audio>"
 AUDIO: Final = "<|audio|>"
@@ -34,3 +36,12 @@ def before_audio(source: str, target: str) -> str:
 
 AFTER_AUDIO: Final = f"{END_OF_AUDIO}{END_OF_TURN}\n<|turn>model\n"
 """Everything between the last audio token and the answer."""
+
+
+def before_typed_answer(dialogue: Sequence[Exchange]) -> str:
+    """Everything that precedes the answer of a conversation's last exchange."""
+    past = "".join(
+        f"<|turn>user\n{exchange.user}{END_OF_TURN}\n<|turn>model\n{exchange.model}{END_OF_TURN}\n"
+        for exchange in dialogue[:-1]
+    )
+    return f"<bos>{past}<|turn>user\n{dialogue[-1].user}{END_OF_TURN}\n<|turn>model\n"

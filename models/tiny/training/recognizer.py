@@ -18,8 +18,8 @@ from cabochon_convert.processor import DEFAULT_LOG_MEL
 from .prompts import AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO
 
 SAMPLE_RATE: Final = DEFAULT_LOG_MEL.sample_rate
-LONGEST_ANSWER: Final = 64
-"""Tokens; the longest right one of this model has 36."""
+LONGEST_ANSWER: Final = 72
+"""Tokens; the longest right one of this model has 60."""
 
 
 class Recognizer:

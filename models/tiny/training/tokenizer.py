@@ -1,14 +1,16 @@
 """A byte-fallback BPE tokenizer of the phrasebook, with Gemma 4's control tokens and chat template.
 
-Words are learned first; the fixed parts of the prompts are learned after them, each to a single token in the end, so
-that a prompt costs under 20 tokens of a short context instead of a hundred. Run as a script it writes tokenizer.json,
+The fixed parts of the prompts are learned too, each to a single token in the end, so that a prompt costs under 20
+tokens of a short context instead of a hundred. Run as a script it writes tokenizer.json,
 tokenizer_config.json and chat_template.jinja.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,11 +19,14 @@ from typing import Final
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from .phrasebook import LANGUAGE_NAMES, SPOKEN_LANGUAGES, split
+from .dialogues import draw_dialogue, translation_request
+from .phrasebook import draw
 from .prompts import prompt, translation_answer
-from .words import LANGUAGES
+from .words import LANGUAGE_NAMES, LANGUAGES
 
-VOCABULARY_SIZE: Final = 2048
+VOCABULARY_SIZE: Final = 3072
+_CORPUS_SENTENCES: Final = 30_000
+_CORPUS_SEED: Final = 40
 _CONTROL_TOKENS_TEXT: Final = """
 <pad> <eos> <bos> <unk> <mask> <|turn> <turn|> <|channel> <channel|> <|think|> <|tool> <tool|> <|tool_call> <tool_call|>
 <|tool_response> <tool_response|> <|"|> <|image> <|image|> <image|> <|audio> <|audio|> <audio|> <|video|>"""
@@ -30,8 +35,8 @@ CONTROL_TOKENS: Final = _CONTROL_TOKENS_TEXT.split()
 _BYTE_TOKENS: Final = [f"<0x{byte:02X}>" for byte in range(256)]
 _SPACE: Final = "\u2581"  # stands for a space inside tokens
 _PIECE_END: Final = "\x1f"  # separates what merges must not cross; occurs in no text
-_WORD_REPETITIONS: Final = 1000
-"""Makes every pair inside a word more frequent than any pair across words of a prompt, hence learned before it."""
+_PROMPT_MERGES: Final = 224
+"""Places kept in the vocabulary for the fixed parts of the prompts."""
 
 CHAT_TEMPLATE: Final = """\
 {{- bos_token -}}
@@ -69,7 +74,8 @@ def _words(text: str) -> list[str]:
 
 
 def _prompts() -> list[str]:
-    return [prompt(source, target) for source in SPOKEN_LANGUAGES for target in LANGUAGES]
+    pairs = list(itertools.product(LANGUAGES, LANGUAGES))
+    return [prompt(*pair) for pair in pairs] + [translation_request("", *pair) for pair in pairs if len(set(pair)) == 2]
 
 
 def _prompt_parts() -> set[str]:
@@ -80,18 +86,30 @@ def _prompt_parts() -> set[str]:
 
 def _corpus() -> Iterator[str]:
     """Texts for the trainer, pieces ended by `_PIECE_END`."""
-    training, _ = split()
+    generator = random.Random(_CORPUS_SEED)
     words: Counter[str] = Counter()
-    for sentence in training.all_sentences():
-        for target in LANGUAGES:
-            words.update(_words(translation_answer(sentence.written["en"], sentence.written[target], target)))
+    for _ in range(_CORPUS_SENTENCES):
+        for text in draw(generator, held_out=False).written.values():
+            words.update(_words(text))
+    for _ in range(_CORPUS_SENTENCES // 4):
+        for exchange in draw_dialogue(generator, held_out=False):
+            words.update(_words(exchange.user) + _words(exchange.model))
+    for target in LANGUAGES:
+        words.update(_words(translation_answer("", "", target)))
     for text in _prompts():
         words.update(_words(text))
     words.update(["user", "model", "system"])
-    for word in words:
-        yield (word + _PIECE_END) * _WORD_REPETITIONS
+    for word, count in words.items():
+        yield (word + _PIECE_END) * count.bit_length()
+
+
+def _merge_prompts(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> None:
+    """Appends what makes one token of each fixed part of the prompts, at the end, where it changes no other text."""
     for part in sorted(_prompt_parts()):
-        yield (part + _PIECE_END) * 2
+        text = part.replace(" ", _SPACE)
+        while len(tokens := Tokenizer(models.BPE(vocabulary, merges)).encode(text).tokens) > 1:
+            vocabulary[tokens[0] + tokens[1]] = len(vocabulary)
+            merges.append((tokens[0], tokens[1]))
 
 
 def train_tokenizer() -> Tokenizer:
@@ -100,7 +118,7 @@ def train_tokenizer() -> Tokenizer:
     learner.normalizer = normalizers.Replace(" ", _SPACE)
     learner.pre_tokenizer = pre_tokenizers.Split(_PIECE_END, "removed")
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=VOCABULARY_SIZE - _PROMPT_MERGES,
         special_tokens=CONTROL_TOKENS + _BYTE_TOKENS,
         initial_alphabet=[chr(code) for code in range(0x21, 0x7F)],
         show_progress=False,
@@ -108,9 +126,10 @@ def train_tokenizer() -> Tokenizer:
     learner.train_from_iterator(_corpus(), trainer)
     learned = json.loads(learner.to_str())["model"]
     vocabulary: dict[str, int] = learned["vocab"]
+    merges = [(left, right) for left, right in learned["merges"]]
+    _merge_prompts(vocabulary, merges)
     for identifier in range(len(vocabulary), VOCABULARY_SIZE):
         vocabulary[f"<unused{identifier}>"] = identifier
-    merges = [(left, right) for left, right in learned["merges"]]
     return _assemble(vocabulary, merges)
 
 
