@@ -21,6 +21,14 @@ from random_checkpoint import (
     write_random_checkpoint,
 )
 
+from cabochon_convert.checkpoint import open_checkpoint, read_json
+from cabochon_convert.config import read_config
+from cabochon_convert.integer_formats import open_integers
+from cabochon_convert.progress import Silence
+from cabochon_convert.quantize import dequantize_matrix
+from cabochon_convert.recipes import RECIPES
+from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
+
 # As published with the mobile checkpoint of E2B, but for the first layer whose MLP has 2 bits (15 there).
 MOBILE: dict[str, Any] = {
     "quant_method": "gemma",
@@ -187,3 +195,18 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, np
     contiguous = {name: values.copy(order="C") for name, values in tensors.items()}
     safetensors.numpy.save_file(contiguous, folder / "model.safetensors", {"format": "pt"})
     return folder
+
+
+def integers_of(checkpoint: Path) -> TrainedIntegers:
+    config = read_config(read_json(checkpoint / "config.json"))
+    integers = open_integers(open_checkpoint(checkpoint), config, RECIPES["as-trained"], Silence())
+    assert integers is not None
+    return integers
+
+
+def stored_weights(integers: TrainedIntegers, tensor: str, shape: tuple[int, int]) -> np.ndarray:
+    """What the package's blocks stand for."""
+    precision = integers.precision(tensor, shape)
+    assert precision is not None
+    parts = [to_blocks(part, precision) for part in integers.rows(tensor, shape, range(shape[0]))]
+    return np.concatenate([dequantize_matrix(part, shape[1], precision) for part in parts])

@@ -9,31 +9,21 @@ Nothing looks ahead, so rows that fill up the last block cannot change the other
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter, clip
 from cabochon_convert.config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
-from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
 
 PREFIX = "model.audio_tower."
 # Norms of the conformer that the reference builds without the config's epsilon use its class's default.
 DEFAULT_EPSILON = 1e-6
 # Two convolutions of stride 2.
 FRAMES_PER_TOKEN = 4
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltAudioEncoder:
-    """What the manifest has to say about the audio encoder."""
-
-    graph: Graph
-    applied: dict[str, AppliedPrecision]
 
 
 def build_audio_encoder(
@@ -43,13 +33,13 @@ def build_audio_encoder(
     hidden_size: int,
     settings: LinearSettings,
     path: Path,
-) -> BuiltAudioEncoder:
+) -> BuiltEncoder:
     """Write the encoder graph to `path` and its weights beside it; `hidden_size` is the decoder's."""
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, settings)
         builder = _AudioEncoderBuilder(graph, writer, checkpoint, config)
         builder.build(mel_bins, hidden_size)
-        return BuiltAudioEncoder(graph.finish(), writer.applied)
+        return BuiltEncoder(graph.finish(), writer.applied)
 
 
 class _AudioEncoderBuilder:

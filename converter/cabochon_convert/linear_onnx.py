@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from cabochon.arrays import Float32Array
-from cabochon.manifest import AppliedPrecision, RowRegion
+from cabochon.manifest import AppliedPrecision, Graph, RowRegion
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.compensation import error_spread
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
@@ -75,6 +75,14 @@ def apply_precision(tensor: str, precision: Precision) -> AppliedPrecision:
         algorithm=precision.algorithm,
         scale_bits=precision.scale_bits if precision.is_integer else 0,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEncoder:
+    """What the manifest has to say about the graph of an encoder."""
+
+    graph: Graph
+    applied: dict[str, AppliedPrecision]
 
 
 class LinearWriter:

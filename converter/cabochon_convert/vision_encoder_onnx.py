@@ -18,30 +18,20 @@ row, the mean of each square of patches, a projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
-from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
 from cabochon_convert.vision_config import VisionConfig
 
 PREFIX = "model.vision_tower."
 LAYERS = f"{PREFIX}encoder."
 CHANNELS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltVisionEncoder:
-    """What the manifest has to say about the vision encoder."""
-
-    graph: Graph
-    applied: dict[str, AppliedPrecision]
 
 
 def build_vision_encoder(
@@ -51,7 +41,7 @@ def build_vision_encoder(
     hidden_size: int,
     settings: LinearSettings,
     path: Path,
-) -> BuiltVisionEncoder:
+) -> BuiltEncoder:
     """Write the encoder graph to `path` and its weights beside it.
 
     Args:
@@ -65,7 +55,7 @@ def build_vision_encoder(
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, settings)
         _VisionEncoderBuilder(graph, writer, checkpoint, config).build(position_limit, hidden_size)
-        return BuiltVisionEncoder(graph.finish(), writer.applied)
+        return BuiltEncoder(graph.finish(), writer.applied)
 
 
 class _VisionEncoderBuilder:

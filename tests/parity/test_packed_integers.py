@@ -26,22 +26,19 @@ from packed_checkpoint import (
     quiet_transformers,
     write_packed_checkpoint,
 )
+from quantized_checkpoint import integers_of, stored_weights
 from refusals import refused
 
 from cabochon.package import open_package
-from cabochon_convert.checkpoint import CheckpointError, open_checkpoint, read_json
-from cabochon_convert.config import read_config
+from cabochon_convert.checkpoint import CheckpointError, open_checkpoint
 from cabochon_convert.convert import ConversionSettings, convert_onnx
 from cabochon_convert.converted import ConvertedModel
-from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.packed_integers import PackedIntegers
 from cabochon_convert.progress import Silence
 from cabochon_convert.quantization_config import CompressedTensorsQuantization, read_quantization
-from cabochon_convert.quantize import dequantize_matrix
 from cabochon_convert.questions import QuestionWriter, made_up_clips
 from cabochon_convert.recipes import RECIPES
 from cabochon_convert.reference import ReferenceModel
-from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
 from cabochon_convert.verify import verify_packages
 
 AS_TRAINED = ConversionSettings(RECIPES["as-trained"], accuracy_level=0)
@@ -85,21 +82,6 @@ def load(checkpoint: Path) -> Any:
     quiet_transformers()
     model = transformers.Gemma4ForConditionalGeneration.from_pretrained(str(checkpoint), dtype=torch.float32)
     return model.requires_grad_(False).eval()
-
-
-def integers_of(checkpoint: Path) -> TrainedIntegers:
-    config = read_config(read_json(checkpoint / "config.json"))
-    integers = open_integers(open_checkpoint(checkpoint), config, RECIPES["as-trained"], Silence())
-    assert integers is not None
-    return integers
-
-
-def stored_weights(integers: TrainedIntegers, tensor: str, shape: tuple[int, int]) -> np.ndarray:
-    """What the package's blocks stand for."""
-    precision = integers.precision(tensor, shape)
-    assert precision is not None
-    parts = [to_blocks(part, precision) for part in integers.rows(tensor, shape, range(shape[0]))]
-    return np.concatenate([dequantize_matrix(part, shape[1], precision) for part in parts])
 
 
 def reference_logits(model: Any, tokens: Any, log_mel: np.ndarray | None) -> np.ndarray:

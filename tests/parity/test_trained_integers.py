@@ -10,7 +10,14 @@ import pytest
 import safetensors.numpy
 import torch
 import transformers
-from quantized_checkpoint import TABLES, MobileWeights, mobile_bits, write_mobile_checkpoint
+from quantized_checkpoint import (
+    TABLES,
+    MobileWeights,
+    integers_of,
+    mobile_bits,
+    stored_weights,
+    write_mobile_checkpoint,
+)
 from refusals import refused
 from transformers.integrations.gemma_quant import QuantizedEmbedding, QuantizedLinear
 
@@ -19,17 +26,13 @@ from cabochon.embedder import open_embedder
 from cabochon.engines import open_vision_encoder
 from cabochon.manifest import Manifest
 from cabochon.package import open_package
-from cabochon_convert.checkpoint import CheckpointError, open_checkpoint, read_json
-from cabochon_convert.config import read_config
+from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.convert import ConversionSettings, convert_onnx
 from cabochon_convert.converted import ConvertedModel
-from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.progress import Silence
-from cabochon_convert.quantize import dequantize_matrix
 from cabochon_convert.questions import Prompt, QuestionWriter, made_up_clips
 from cabochon_convert.recipes import RECIPES
 from cabochon_convert.reference import ReferenceModel
-from cabochon_convert.trained_integers import TrainedIntegers, to_blocks
 
 AS_TRAINED = ConversionSettings(RECIPES["as-trained"], accuracy_level=0)
 
@@ -61,21 +64,6 @@ def load(checkpoint: Path) -> Any:
     )
     model.get_submodule(TABLES[1]).embedding_scale = torch.nn.Parameter(scales, requires_grad=False)
     return model.requires_grad_(False).eval()
-
-
-def integers_of(checkpoint: Path) -> TrainedIntegers:
-    config = read_config(read_json(checkpoint / "config.json"))
-    integers = open_integers(open_checkpoint(checkpoint), config, RECIPES["as-trained"], Silence())
-    assert integers is not None
-    return integers
-
-
-def stored_weights(integers: TrainedIntegers, tensor: str, shape: tuple[int, int]) -> np.ndarray:
-    """What the package's blocks stand for."""
-    precision = integers.precision(tensor, shape)
-    assert precision is not None
-    parts = [to_blocks(part, precision) for part in integers.rows(tensor, shape, range(shape[0]))]
-    return np.concatenate([dequantize_matrix(part, shape[1], precision) for part in parts])
 
 
 def prompts_of(package: Path) -> list[Prompt]:
