@@ -54,6 +54,34 @@ def small_config(**text_changes: Any) -> dict[str, Any]:
     return config
 
 
+def dense_config() -> dict[str, Any]:
+    """What sets Gemma 4 31B apart: no per-layer embeddings, caches of its own in every layer, values that are the keys
+    before their norm in full layers, which have fewer heads of them, images that look ahead, no audio."""
+    config = small_config(
+        attention_k_eq_v=True,
+        hidden_size_per_layer_input=0,
+        num_global_key_value_heads=1,
+        num_kv_shared_layers=0,
+        use_bidirectional_attention="vision",
+        use_double_wide_mlp=False,
+    )
+    config["audio_config"] = None
+    config["vision_config"] |= {"use_clipped_linears": False}
+    return config
+
+
+def experts_config() -> dict[str, Any]:
+    """What sets Gemma 4 26B-A4B apart from 31B: a mixture of experts beside each MLP."""
+    config = dense_config()
+    config["text_config"] |= {
+        "enable_moe_block": True,
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "top_k_experts": 2,
+    }
+    return config
+
+
 def e2b_config() -> dict[str, Any]:
     """E2B's published config, but for the token ids, which are those of the small tokenizer that comes with it."""
     config: dict[str, Any] = json.loads((REPOSITORY / "tests" / "configs" / "e2b.json").read_text())

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from cabochon_convert.audio_config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter, clip
-from cabochon_convert.config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
 from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
 

@@ -31,7 +31,7 @@ from cabochon_convert.checkpoint import (
     hash_checkpoint,
     read_json,
 )
-from cabochon_convert.config import ARCHITECTURE, ModelConfig, TextConfig, read_config
+from cabochon_convert.config import ARCHITECTURE, ModelConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
 from cabochon_convert.genai_onnx import write_genai
@@ -58,6 +58,7 @@ from cabochon_convert.processor import (
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
 from cabochon_convert.source import CheckpointSource, local_source, open_source
+from cabochon_convert.text_config import TextConfig
 from cabochon_convert.trained_integers import hold_the_same
 from cabochon_convert.vision_encoder_onnx import build_vision_encoder
 
@@ -149,7 +150,7 @@ def convert_onnx(
         read_image_frontend(checkpoint.folder, config.vision) if config.vision else None,
     )
     check_prompts(tokenizer, chat_template, config)
-    recipe = settings.recipe.for_layers(range(config.text.owner_count, len(config.text.layers)))
+    recipe = settings.recipe.for_layers(config.text.sharing_layers, config.text.layers_with_keys_as_values)
     settings = replace(settings, recipe=recipe)
     _refuse_overlap(origin, folder)
     integers = open_integers(checkpoint, config, settings.recipe, progress)
@@ -243,12 +244,14 @@ def _build_engine(
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write the graphs and tables; returns what the manifest says about them."""
     text = config.text
-    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
+    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight")) if text.per_layer_input_size else 0
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
     decoder = build_decoder(checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx")
     token_table = _token_table(checkpoint, config, settings, decoder, folder)
-    progress.start("per-layer embeddings", table_size, "B")
-    per_layer_table = _per_layer_table(checkpoint, config, settings, folder)
+    per_layer_table = None
+    if text.per_layer_input_size:
+        progress.start("per-layer embeddings", table_size, "B")
+        per_layer_table = _per_layer_table(checkpoint, config, settings, folder)
     audio_encoder = vision_encoder = None
     applied = dict(decoder.applied)
     if config.audio is not None and draft.audio is not None:
@@ -262,8 +265,9 @@ def _build_engine(
         vision_encoder = build_vision_encoder(checkpoint, config.vision, limit, text.hidden_size, settings, path)
         applied |= vision_encoder.applied
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
-        precision = settings.precision(tensor, (table.rows, table.columns))
-        applied.setdefault(tensor, apply_precision(tensor, stored_precision(table, precision)))
+        if table is not None:
+            precision = settings.precision(tensor, (table.rows, table.columns))
+            applied.setdefault(tensor, apply_precision(tensor, stored_precision(table, precision)))
     engine = Engine(
         decoder=decoder.graph,
         caches=decoder.caches,

@@ -4,7 +4,7 @@ The maths is that of transformers' `Gemma4TextModel`. Inputs and outputs (S posi
 capacity of the full caches, W that of the sliding ones):
 
     inputs_embeds     float32 [1, S, hidden]            scaled token embeddings, audio embeddings spliced in
-    per_layer_inputs  float32 [1, S, layers * width]    scaled per-layer embeddings
+    per_layer_inputs  float32 [1, S, layers * width]    scaled per-layer embeddings; absent where the width is 0
     total_length      int32 []                          positions in the full caches after this run
     window_length     int32 []                          rows in the sliding caches after this run
     logits_to_keep    int64 [1]                         K
@@ -25,10 +25,10 @@ from onnx import TensorProto
 
 from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
 from cabochon_convert.checkpoint import Checkpoint
-from cabochon_convert.config import LayerConfig, TextConfig
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows, StoredMatrix
 from cabochon_convert.recipes import EMBEDDING, HEAD
+from cabochon_convert.text_config import LayerConfig, TextConfig
 
 PREFIX = "model.language_model."
 # Slice's way to say "to the end".
@@ -79,7 +79,8 @@ class _DecoderBuilder:
         graph, config = self._graph, self._config
         width = len(config.layers) * config.per_layer_input_size
         hidden = graph.input("inputs_embeds", "float32", (1, "S", config.hidden_size))
-        graph.input("per_layer_inputs", "float32", (1, "S", width))
+        if width:
+            graph.input("per_layer_inputs", "float32", (1, "S", width))
         self._declare_lengths()
         self._write_rotations()
         self._write_shared_norms()
@@ -87,7 +88,7 @@ class _DecoderBuilder:
         per_layer = self._per_layer_inputs(hidden, "per_layer_inputs", range(owners))
         for index, layer in enumerate(config.layers):
             if index == owners:
-                kept = self._keep_last("inputs_embeds"), self._keep_last("per_layer_inputs")
+                kept = (self._keep_last("inputs_embeds"), self._keep_last("per_layer_inputs")) if width else ("", "")
                 per_layer += self._per_layer_inputs(*kept, range(owners, len(config.layers)))
                 hidden = self._keep_last(hidden)
             hidden = self._layer(index, layer, hidden, per_layer[index])
@@ -137,15 +138,17 @@ class _DecoderBuilder:
             self._graph.weight(f"rotation.{kind}.cos", np.cos(positions * frequencies).astype(np.float32))
             self._graph.weight(f"rotation.{kind}.sin", np.sin(positions * frequencies).astype(np.float32))
 
-    def _per_layer_inputs(self, hidden: str, token_part: str, layers: range) -> list[str]:
+    def _per_layer_inputs(self, hidden: str, token_part: str, layers: range) -> list[str | None]:
         """For each layer of the range, (norm(projection of the embeddings) + token part) / sqrt(2).
 
         The reference scales the projection by hidden ** -0.5 before the norm; the norm is scale-free but for its
         epsilon, so the epsilon takes the factor instead. The token part arrives divided by sqrt(2) already, by its
-        table's `row_scale`.
+        table's `row_scale`. Without per-layer embeddings all of them are None.
         """
         graph, config = self._graph, self._config
         count, width = len(layers), config.per_layer_input_size
+        if not width:
+            return [None] * count
         name = f"per_layer.{layers.start}"
         shape = (len(config.layers) * width, config.hidden_size)
         rows = range(layers.start * width, layers.stop * width)
@@ -164,13 +167,14 @@ class _DecoderBuilder:
         outputs = [f"layers.{layer}.per_layer_input" for layer in layers]
         if count == 1:
             return [graph.node("Identity", [total], outputs[0])]
-        return graph.multi_node("Split", [total], outputs, {"axis": 2, "num_outputs": count})
+        return [*graph.multi_node("Split", [total], outputs, {"axis": 2, "num_outputs": count})]
 
     def _write_shared_norms(self) -> None:
         """Norm weights that several layers use."""
         width = self._config.per_layer_input_size
-        weight = self._checkpoint.read(PREFIX + "per_layer_projection_norm.weight", (width,))
-        self._graph.weight("per_layer.norm", weight * np.float32(2**-0.5))
+        if width:
+            weight = self._checkpoint.read(PREFIX + "per_layer_projection_norm.weight", (width,))
+            self._graph.weight("per_layer.norm", weight * np.float32(2**-0.5))
         for size in {layer.head_size for layer in self._config.layers}:
             self._graph.weight(f"ones.{size}", np.ones(size, np.float32))
 
@@ -180,8 +184,8 @@ class _DecoderBuilder:
         end, axis = graph.constant("end", [END], np.int64), graph.constant("axis.1", [1], np.int64)
         return graph.node("Slice", [x, "keep_start", end, axis], f"{x}.kept")
 
-    def _layer(self, index: int, layer: LayerConfig, hidden: str, per_layer_input: str) -> str:
-        """One decoder layer: attention, feed-forward, per-layer input, each with a residual."""
+    def _layer(self, index: int, layer: LayerConfig, hidden: str, per_layer_input: str | None) -> str:
+        """One decoder layer: attention, feed-forward, per-layer input where there is one, each with a residual."""
         graph, size, name = self._graph, self._config.hidden_size, f"layers.{index}"
         normed = self._norm(hidden, f"{name}.input_layernorm.weight", size, f"{name}.attention_input")
         attended = self._attention(index, layer, normed)
@@ -199,8 +203,9 @@ class _DecoderBuilder:
         fed = self._feed_forward(index, layer, normed)
         fed = self._norm(fed, f"{name}.post_feedforward_layernorm.weight", size, f"{name}.feed_forward_output")
         hidden = graph.node("Add", [hidden, fed], f"{name}.after_feed_forward")
-        extra = self._per_layer_residual(index, hidden, per_layer_input)
-        hidden = graph.node("Add", [hidden, extra], f"{name}.after_per_layer")
+        if per_layer_input is not None:
+            extra = self._per_layer_residual(index, hidden, per_layer_input)
+            hidden = graph.node("Add", [hidden, extra], f"{name}.after_per_layer")
         scalar = f"{PREFIX}{name}.layer_scalar"
         graph.weight(scalar, self._checkpoint.read(scalar, (1,)))
         return graph.node("Mul", [hidden, scalar], f"{name}.output")
@@ -210,11 +215,11 @@ class _DecoderBuilder:
         query_size, kv_size = config.heads * layer.head_size, layer.kv_heads * layer.head_size
         query_rows = self._matrix(f"{name}.q_proj.weight", query_size, config.hidden_size)
         if layer.cache_layer == index:
-            key_rows, value_rows = (
-                self._matrix(f"{name}.{part}_proj.weight", kv_size, config.hidden_size) for part in "kv"
-            )
-            outputs = [f"{name}.{part}" for part in "qkv"]
-            query, key, value = self._writer.fused(x, [query_rows, key_rows, value_rows], outputs)
+            parts = "k" if layer.values_are_keys else "kv"
+            rows = [self._matrix(f"{name}.{part}_proj.weight", kv_size, config.hidden_size) for part in parts]
+            outputs = [f"{name}.{part}" for part in ("q", *parts)]
+            query, key, *values = self._writer.fused(x, [query_rows, *rows], outputs)
+            value = values[0] if values else graph.node("Identity", [key], f"{name}.v")
             key = self._head_norm(key, f"{name}.k_norm.weight", layer.kv_heads, layer.head_size)
             value = self._head_norm(value, None, layer.kv_heads, layer.head_size)
         else:

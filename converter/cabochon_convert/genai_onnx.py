@@ -17,8 +17,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Engine, Manifest, RowRegion
-from cabochon_convert.config import TextConfig
 from cabochon_convert.graph_onnx import Attribute
+from cabochon_convert.text_config import TextConfig
 
 GRAPH_NAME: Final = "decoder_genai.onnx"
 CONFIG_NAME: Final = "genai_config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -21,6 +22,8 @@ INT4_TABLE = Precision(4, 256, algorithm="mse")
 INT2_SMALL = Precision(2, 64, symmetric=False, algorithm="mse", scale_bits=16)
 SHARING = "{sharing}"
 """In a pattern: the number of a layer that reads another layer's cache."""
+KEYS_AS_VALUES = "{keys-as-values}"
+"""In a pattern: the number of a layer whose one projection gives keys and values."""
 
 EMBEDDING = "model.language_model.embed_tokens.weight"
 PER_LAYER_EMBEDDING = "model.language_model.embed_tokens_per_layer.weight"
@@ -53,12 +56,20 @@ class Recipe:
         """Whether some matrix is rounded by how its inputs vary on the user's own data."""
         return any(rule.precision.algorithm == "gptq" for rule in self.rules)
 
-    def for_layers(self, sharing: range) -> Recipe:
-        """The recipe for a model of which these layers read another layer's cache."""
-        rules: list[Rule] = []
-        for rule in self.rules:
-            numbers = [str(layer) for layer in sharing] if SHARING in rule.pattern else [""]
-            rules += [Rule(rule.pattern.replace(SHARING, number), rule.precision) for number in numbers]
+    def for_layers(self, sharing: Sequence[int], keys_as_values: Sequence[int] = ()) -> Recipe:
+        """The recipe for one model.
+
+        Args:
+            sharing: layers that read another layer's cache.
+            keys_as_values: layers whose one projection gives keys and values.
+        """
+        rules = list(self.rules)
+        for place, layers in ((SHARING, sharing), (KEYS_AS_VALUES, keys_as_values)):
+            rules = [
+                replace(rule, pattern=rule.pattern.replace(place, number))
+                for rule in rules
+                for number in (map(str, layers) if place in rule.pattern else [""])
+            ]
         return replace(self, rules=tuple(rules))
 
     def precision(self, tensor: str) -> Precision:
@@ -113,6 +124,7 @@ _INT4_MIXED = Recipe(
     (
         *_int4_rules(INT4_ASYMMETRIC, INT4_SEARCHED),
         Rule("model.language_model.layers.*.self_attn.v_proj.weight", INT8),
+        Rule(f"model.language_model.layers.{KEYS_AS_VALUES}.self_attn.k_proj.weight", INT8),
         Rule("model.language_model.layers.*.self_attn.o_proj.weight", INT8),
         Rule("model.language_model.layers.*.mlp.down_proj.weight", INT8),
     ),

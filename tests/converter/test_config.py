@@ -8,11 +8,12 @@ import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import small_config
+from random_checkpoint import dense_config, experts_config, small_config
 from refusals import refused
 
 from cabochon_convert.checkpoint import CheckpointError
-from cabochon_convert.config import ModelConfig, RopeConfig, read_config
+from cabochon_convert.config import ModelConfig, read_config
+from cabochon_convert.text_config import RopeConfig
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -124,6 +125,39 @@ def test_an_older_config_that_spreads_the_rotation_means_the_same() -> None:
     assert parameters
 
 
+def test_a_dense_config_has_no_per_layer_embeddings_and_values_that_are_keys() -> None:
+    text = read_config(dense_config(), with_vision=False).text
+    assert text.per_layer_input_size == 0
+    assert text.owner_count == len(text.layers) == 7
+    assert text.layers_with_keys_as_values == (2, 6)
+    assert {(layer.kind, layer.head_size, layer.kv_heads) for layer in text.layers} == {
+        ("sliding", 16, 2),
+        ("full", 32, 1),
+    }
+
+
+def test_heads_of_full_layers_count_only_where_values_are_keys() -> None:
+    """As in transformers, which ignores the key otherwise."""
+    config = dense_config()
+    config["text_config"]["attention_k_eq_v"] = False
+    layers = read_config(config, with_vision=False).text.layers
+    assert {layer.kv_heads for layer in layers} == {2}
+    assert not any(layer.values_are_keys for layer in layers)
+
+
+def test_images_that_look_ahead_are_refused_only_where_there_are_images() -> None:
+    with refused(CheckpointError, "use_bidirectional_attention", "--no-vision"):
+        read_config(dense_config())
+    assert read_config(dense_config() | {"vision_config": None}).vision is None
+    with refused(CheckpointError, "use_bidirectional_attention"):
+        read_config(changed("text_config", "use_bidirectional_attention", "all"), with_vision=False)
+
+
+def test_a_mixture_of_experts_is_refused_by_name() -> None:
+    with refused(CheckpointError, "enable_moe_block", "8 experts", "26B-A4B", "dense"):
+        read_config(experts_config(), with_vision=False)
+
+
 def test_a_part_that_is_left_out_is_not_even_read() -> None:
     config = e2b_config() | {"audio_config": {"surprise": 1}, "vision_config": {"surprise": 1}}
     blind_and_deaf = read_config(config, with_audio=False, with_vision=False)
@@ -151,9 +185,12 @@ def test_an_unknown_key_of_a_nested_section_is_refused() -> None:
     [
         ("text_config", "hidden_activation", "gelu"),
         ("text_config", "attention_bias", True),
-        ("text_config", "attention_k_eq_v", True),
+        ("text_config", "attention_k_eq_v", 1),
         ("text_config", "enable_moe_block", True),
         ("text_config", "use_bidirectional_attention", "vision"),
+        ("text_config", "use_bidirectional_attention", "all"),
+        ("text_config", "hidden_size_per_layer_input", False),
+        ("text_config", "hidden_size_per_layer_input", -32),
         ("text_config", "vocab_size_per_layer_input", 1),
         ("text_config", "num_kv_shared_layers", 7),
         ("text_config", "num_kv_shared_layers", 5),

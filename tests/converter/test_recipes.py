@@ -59,7 +59,8 @@ def test_every_pattern_matches_a_tensor_of_a_real_checkpoint() -> None:
     config = small_config()
     text = config["text_config"]
     layers = text["num_hidden_layers"]
-    recipes = [recipe.for_layers(range(layers - text["num_kv_shared_layers"], layers)) for recipe in RECIPES.values()]
+    sharing = range(layers - text["num_kv_shared_layers"], layers)
+    recipes = [recipe.for_layers(sharing, keys_as_values=[2]) for recipe in RECIPES.values()]
     names = [*tensor_shapes(config, with_vestigial=False), "lm_head.weight"]  # of an untied checkpoint
     for rule in (rule for recipe in recipes for rule in recipe.rules):
         assert any(Recipe("one rule", (rule,)).precision(name) == rule.precision for name in names), rule.pattern
@@ -82,6 +83,12 @@ def test_a_rule_for_layers_that_share_caches_leaves_the_others_alone() -> None:
     for layer, bits in ((0, 4), (1, 4), (14, 4), (15, 2), (34, 2)):
         assert recipe.precision(f"model.language_model.layers.{layer}.mlp.up_proj.weight").bits == bits
         assert recipe.precision(f"model.language_model.layers.{layer}.mlp.down_proj.weight").bits == 4
+
+
+def test_values_that_are_keys_have_the_precision_of_values() -> None:
+    recipe = RECIPES["int4-mixed"].for_layers([], keys_as_values=[2])
+    for layer, bits in ((1, 4), (2, 8), (12, 4)):
+        assert recipe.precision(f"model.language_model.layers.{layer}.self_attn.k_proj.weight").bits == bits
 
 
 def stored_bytes(shape: tuple[int, ...], precision: Precision) -> float:

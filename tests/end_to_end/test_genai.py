@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime_genai
 import pytest
 from quantized_checkpoint import MobileWeights, write_mobile_checkpoint
+from random_checkpoint import RandomWeights, dense_config, write_random_checkpoint
 
 from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
@@ -31,6 +32,14 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     checkpoint = write_mobile_checkpoint(folder / "checkpoint", MobileWeights(activation_scale=0))
     return convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["as-trained"])).folder
+
+
+@pytest.fixture(scope="module")
+def dense_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without per-layer embeddings, and with fewer key-value heads in full layers."""
+    folder = tmp_path_factory.mktemp("dense")
+    checkpoint = write_random_checkpoint(folder / "checkpoint", dense_config(), RandomWeights())
+    return convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["int8"], text_only=True)).folder
 
 
 def prompts(folder: Path) -> list[list[int]]:
@@ -85,6 +94,10 @@ def test_genai_answers_as_the_runtime_does_where_tables_are_floats(random_packag
 
 def test_genai_answers_as_the_runtime_does_where_integers_are_those_of_training(trained_package: Path) -> None:
     assert_the_same(trained_package)
+
+
+def test_genai_answers_as_the_runtime_does_without_per_layer_embeddings(dense_package: Path) -> None:
+    assert_the_same(dense_package)
 
 
 def test_genai_reads_the_packages_tokenizer(tiny_package: Path) -> None:

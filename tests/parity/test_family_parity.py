@@ -1,0 +1,139 @@
+"""T2: other members of the family give what transformers gives for the same checkpoint, or are refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from random_checkpoint import RandomWeights, dense_config, experts_config, write_random_checkpoint
+from refusals import refused
+
+from cabochon.arrays import Float32Array
+from cabochon.backend import EngineSettings
+from cabochon.embedder import open_embedder
+from cabochon.engines import open_session
+from cabochon.package import open_package
+from cabochon.sampling import soft_cap
+from cabochon_convert.checkpoint import CheckpointError
+from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.progress import Silence
+from cabochon_convert.recipes import RECIPES
+from cabochon_convert.verify import verify_packages
+
+POSITIONS = 120
+"""Several times the sliding window of 24."""
+PREFILL = (50, 1, 1, 37, 1, 30)
+"""Runs that the positions are cut into."""
+FLOAT = ConversionSettings(RECIPES["float"], without_vision=True)
+
+
+@pytest.fixture(scope="module")
+def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dense") / "checkpoint"
+    return write_random_checkpoint(folder, dense_config(), RandomWeights(seed=3))
+
+
+@pytest.fixture(scope="module")
+def dense_package(dense_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return convert_onnx(dense_checkpoint, tmp_path_factory.mktemp("dense") / "package", FLOAT).folder
+
+
+def load_transformers(checkpoint: Path) -> Any:
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForMultimodalLM.from_pretrained(str(checkpoint), dtype=torch.float32)
+    return model.eval()
+
+
+def random_tokens() -> list[int]:
+    """No placeholders of media among them."""
+    return [int(token) for token in np.random.default_rng(5).integers(100, 3000, POSITIONS)]
+
+
+def our_logits(folder: Path, tokens: list[int], runs: tuple[int, ...]) -> Float32Array:
+    """Capped logits of all positions, run after run."""
+    package = open_package(folder)
+    decoder = open_session(package, "onnx", EngineSettings(threads=1)).decoder
+    prompt = open_embedder(package, "onnx").embed(tokens)
+    parts = []
+    for end, count in zip(np.cumsum(runs).tolist(), runs, strict=True):
+        part = slice(end - count, end)
+        raw = decoder.run(prompt.inputs_embeds[part], prompt.per_layer_inputs[part], end - count, count)
+        parts.append(soft_cap(raw, package.manifest.text.final_logit_softcap).copy())
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("runs", [(POSITIONS,), PREFILL], ids=["at once", "in runs"])
+def test_logits_of_a_dense_model_equal_those_of_transformers(
+    dense_checkpoint: Path, dense_package: Path, runs: tuple[int, ...]
+) -> None:
+    tokens = random_tokens()
+    with torch.no_grad():
+        expected = load_transformers(dense_checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    # float32 sums in another order, relative to the largest logit.
+    assert np.abs(our_logits(dense_package, tokens, runs) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+def test_a_dense_package_says_what_its_model_has(dense_package: Path) -> None:
+    manifest = open_package(dense_package).manifest
+    engine = manifest.engines["onnx"]
+    assert (manifest.text.per_layer_input_size, engine.per_layer_embeddings) == (0, None)
+    assert (manifest.audio, manifest.vision, engine.audio_encoder, engine.vision_encoder) == (None, None, None, None)
+    assert "per_layer_inputs" not in {tensor.name for tensor in engine.decoder.inputs}
+    assert {(cache.kind, cache.heads, cache.head_size) for cache in engine.caches} == {
+        ("sliding", 2, 16),
+        ("full", 1, 32),
+    }
+    assert len(engine.caches) == manifest.text.layer_count
+    assert not (dense_package / "per_layer_embeddings.bin").exists()
+
+
+def test_verification_of_a_dense_package_passes(dense_checkpoint: Path, dense_package: Path) -> None:
+    (report,) = verify_packages([dense_package], dense_checkpoint, Silence())
+    assert report.passed
+    assert len(report.layers.decoder) == 7
+    # float32 sums in another order.
+    assert max(report.layers.decoder) <= 1e-5
+    for comparison in report.logits:
+        assert comparison.greedy_agreement == comparison.greedy_tokens
+
+
+@pytest.mark.parametrize(("recipe", "cosine"), [("int8", 0.999), ("int4-mixed", 0.95), ("int2-small", 0.8)])
+def test_a_rounded_dense_package_stays_close(
+    dense_checkpoint: Path, tmp_path: Path, recipe: str, cosine: float
+) -> None:
+    settings = ConversionSettings(RECIPES[recipe], text_only=True)
+    package = convert_onnx(dense_checkpoint, tmp_path / "package", settings)
+    tokens = random_tokens()
+    with torch.no_grad():
+        expected = load_transformers(dense_checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
+    found = our_logits(package.folder, tokens, PREFILL)
+    cosines = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.mean() >= cosine
+
+
+def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense_checkpoint: Path, tmp_path: Path) -> None:
+    settings = ConversionSettings(RECIPES["int4-mixed"], text_only=True)
+    manifest = convert_onnx(dense_checkpoint, tmp_path / "package", settings).manifest
+    bits = {
+        applied.tensor.removeprefix("model.language_model."): applied.bits for applied in manifest.recipe.precisions
+    }
+    assert (bits["layers.2.self_attn.k_proj.weight"], bits["layers.1.self_attn.k_proj.weight"]) == (8, 4)
+    assert bits["layers.1.self_attn.v_proj.weight"] == 8
+    assert "layers.2.self_attn.v_proj.weight" not in bits
+
+
+def test_images_that_look_ahead_are_refused_until_they_are_left_out(dense_checkpoint: Path, tmp_path: Path) -> None:
+    with refused(CheckpointError, "use_bidirectional_attention", "--no-vision"):
+        convert_onnx(dense_checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", experts_config(), RandomWeights())
+    with refused(CheckpointError, "enable_moe_block", "8 experts", "26B-A4B", "dense"):
+        convert_onnx(checkpoint, tmp_path / "package", FLOAT)
+    assert not (tmp_path / "package").exists()
