@@ -32,6 +32,7 @@ COPIED_FILES = (
 )
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 POOL_VALUES = 1 << 22
+_CONFIGS = {"gemma4": transformers.Gemma4Config, "gemma4_unified": transformers.Gemma4UnifiedConfig}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,13 @@ def experts_config() -> dict[str, Any]:
     return config
 
 
+def unified_config() -> dict[str, Any]:
+    """Gemma 4 12B in small, as transformers 5.23 writes it: no encoders, the decoder takes projected samples and
+    pixels; otherwise like the dense one."""
+    config: dict[str, Any] = json.loads((REPOSITORY / "tests" / "configs" / "unified.json").read_text())
+    return config
+
+
 def e2b_config() -> dict[str, Any]:
     """E2B's published config, but for the token ids, which are those of the small tokenizer that comes with it."""
     config: dict[str, Any] = json.loads((REPOSITORY / "tests" / "configs" / "e2b.json").read_text())
@@ -112,9 +120,9 @@ def write_random_checkpoint(folder: Path, config: dict[str, Any], weights: Rando
 
 def tensor_shapes(config: dict[str, Any], *, with_vestigial: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a checkpoint."""
-    known = {key: value for key, value in config.items() if key != "architectures"}
+    known = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
     with torch.device("meta"):
-        model = transformers.Gemma4ForConditionalGeneration(transformers.Gemma4Config(**known))
+        model = getattr(transformers, config["architectures"][0])(_CONFIGS[config["model_type"]](**known))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if name != "lm_head.weight"}
     if with_vestigial:
         shapes |= _vestigial_shapes(model.config.text_config)

@@ -1,7 +1,7 @@
 """The checkpoint's config.json, read strictly.
 
 A key that is not known may change the maths, so it is an error, and so is a known key with a value that the graphs do
-not implement. The meaning of each key follows transformers' `models/gemma4` (5.23).
+not implement. The meaning of each key follows transformers' `models/gemma4` and `models/gemma4_unified` (5.23).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from cabochon_convert.quantization_config import (
 from cabochon_convert.text_config import TextConfig, read_text
 from cabochon_convert.vision_config import VisionConfig, read_vision
 
-ARCHITECTURE = "Gemma4ForConditionalGeneration"
+UNIFIED = "gemma4_unified"
+ARCHITECTURES = {"gemma4": "Gemma4ForConditionalGeneration", UNIFIED: "Gemma4UnifiedForConditionalGeneration"}
+"""By model type, transformers' class: encoders for sound and images, or none (12B)."""
 
 _TOP_KEYS = BOOKKEEPING | {
     "audio_config", "audio_token_id", "boa_token_id", "boi_token_id", "eoa_token_id", "eoa_token_index",
@@ -40,6 +42,8 @@ _TOP_KEYS = BOOKKEEPING | {
 class ModelConfig:
     """The whole model."""
 
+    architecture: str
+    """One of `ARCHITECTURES`."""
     text: TextConfig
     audio: AudioConfig | None
     vision: VisionConfig | None
@@ -61,20 +65,34 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True, with_vision:
     Raises:
         CheckpointError: another architecture, an unknown key, or a value that is not implemented.
     """
-    architectures = config.get("architectures")
-    architecture = architectures[0] if isinstance(architectures, list) and architectures else None
-    if config.get("model_type") != "gemma4" or architecture not in (ARCHITECTURE, None):
-        found = architecture or config.get("model_type") or "no model type"
-        raise CheckpointError(f"config.json describes {found}, expected {ARCHITECTURE} (Gemma 4 E2B or E4B).")
+    architecture = _read_architecture(config)
     refuse_unknown(config, _TOP_KEYS, "config.json")
     try:
         ties_embeddings = require_value(config, "tie_word_embeddings", (True, False), default=True)
+        is_unified = architecture == ARCHITECTURES[UNIFIED]
         sees = with_vision and bool(config.get("vision_config"))
-        text = read_text(read_section(config, "text_config"), ties_embeddings=ties_embeddings, sees=sees)
-        audio = read_audio(read_section(config, "audio_config")) if with_audio and config.get("audio_config") else None
+        hears = with_audio and bool(config.get("audio_config"))
+        if is_unified and sees:
+            raise CheckpointError(
+                f"config.json describes {architecture} (Gemma 4 12B), which sees without an encoder, and that is not "
+                "implemented: convert with --no-vision."
+            )
+        if is_unified and hears:
+            raise CheckpointError(
+                f"config.json describes {architecture} (Gemma 4 12B), which hears without an encoder, and that is not "
+                "implemented: convert with --text-only."
+            )
+        text = read_text(
+            read_section(config, "text_config"),
+            ties_embeddings=ties_embeddings,
+            sees=sees,
+            has_per_layer_inputs=not is_unified,
+        )
+        audio = read_audio(read_section(config, "audio_config")) if hears else None
         vision = read_vision(config) if sees else None
         end_image = config.get("eoi_token_id")
         model = ModelConfig(
+            architecture=architecture,
             text=text,
             audio=audio,
             vision=vision,
@@ -101,6 +119,18 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True, with_vision:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"config.json holds a value of the wrong kind ({error}).") from None
+
+
+def _read_architecture(config: dict[str, Any]) -> str:
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    found = architectures[0] if isinstance(architectures, list) and architectures else None
+    expected = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if expected is None or found not in (expected, None):
+        raise CheckpointError(
+            f"config.json describes {found or model_type or 'no model type'}, expected "
+            f"{' or '.join(ARCHITECTURES.values())} (Gemma 4)."
+        )
+    return expected
 
 
 def _refuse_tokens_outside(model: ModelConfig) -> None:

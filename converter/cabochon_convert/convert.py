@@ -31,7 +31,7 @@ from cabochon_convert.checkpoint import (
     hash_checkpoint,
     read_json,
 )
-from cabochon_convert.config import ARCHITECTURE, ModelConfig, read_config
+from cabochon_convert.config import ModelConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
 from cabochon_convert.genai_onnx import write_genai
@@ -167,7 +167,7 @@ def convert_onnx(
             source=SourceCheckpoint(
                 name=origin.name,
                 revision=origin.revision,
-                architecture=ARCHITECTURE,
+                architecture=config.architecture,
                 sha256=source_hash,
                 skipped_tensors=(),
                 adapter=adapter,

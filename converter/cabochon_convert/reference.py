@@ -50,7 +50,8 @@ class ReferenceModel:
         self._model: Any = load_model(checkpoint, resident_memory() if memory is None else memory, self._count_layer)
         text, audio = self._model.config.text_config, self._model.config.audio_config
         self._decoder_layers: int = text.num_hidden_layers
-        self._audio_layers: int = audio.num_hidden_layers if audio else 0
+        # Only the 12B hears without an encoder.
+        self._audio_layers: int = getattr(audio, "num_hidden_layers", 0)
         self._vocabulary_size, self._pad_token = text.vocab_size, text.pad_token_id or 0
 
     @torch.no_grad()

@@ -20,6 +20,7 @@ import numpy as np
 
 from cabochon.errors import missing_dependency
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError, RowMerge, read_json
+from cabochon_convert.config import ARCHITECTURES
 from cabochon_convert.packed_integers import PackedIntegers
 from cabochon_convert.quantization_config import CompressedTensorsQuantization, read_quantization
 from cabochon_convert.quantize import dequantize_matrix
@@ -228,13 +229,13 @@ class _HeadInParts(torch.nn.Module):
 
 def _build_without_weights(checkpoint: Path) -> Any:
     """The model on the meta device; only what no checkpoint holds (frequencies, scales, soft caps) has values."""
-    config = transformers.Gemma4Config.from_pretrained(str(checkpoint))
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint))
     config.vision_config = None
     for part in (config, config.text_config, config.audio_config):
         if part is not None:
             part.dtype = torch.float32
     with torch.device("meta"):
-        model = transformers.Gemma4ForConditionalGeneration(config).requires_grad_(False)
+        model = getattr(transformers, ARCHITECTURES[config.model_type])(config).requires_grad_(False)
     stored = model.state_dict()
     for path, module in model.named_modules():
         names = [name for name, _ in module.named_buffers(path, recurse=False) if name not in stored]

@@ -1,6 +1,7 @@
 """The text section of config.json, resolved layer by layer and read strictly.
 
-The meaning of each key follows transformers' `models/gemma4` (5.23).
+The meaning of each key follows transformers' `models/gemma4` and `models/gemma4_unified` (5.23), of whose text models only
+the first may have per-layer embeddings and experts.
 """
 
 from __future__ import annotations
@@ -89,13 +90,16 @@ class TextConfig:
         return tuple(index for index, layer in enumerate(owners) if layer.values_are_keys)
 
 
-def read_text(text: dict[str, Any], *, ties_embeddings: bool, sees: bool) -> TextConfig:
+def read_text(
+    text: dict[str, Any], *, ties_embeddings: bool, sees: bool, has_per_layer_inputs: bool = True
+) -> TextConfig:
     """Read config.json's `text_config`.
 
     Args:
         text: the section.
         ties_embeddings: whether the output matrix is the table of token embeddings.
         sees: whether prompts are to hold images.
+        has_per_layer_inputs: whether the architecture knows per-layer embeddings; their size may be 0 even so.
 
     Raises:
         CheckpointError: an unknown key, or a value that is not implemented.
@@ -110,7 +114,9 @@ def read_text(text: dict[str, Any], *, ties_embeddings: bool, sees: bool) -> Tex
             "text_config.use_bidirectional_attention is 'vision': tokens of an image look ahead at each other, which "
             "is not implemented, so convert with --no-vision."
         )
-    per_layer_input_size = _read_per_layer_size(text)
+    if not has_per_layer_inputs:
+        require_value(text, "hidden_size_per_layer_input", (0, None), default=None)
+    per_layer_input_size = _read_per_layer_size(text) if has_per_layer_inputs else 0
     cap_key = "final_logit_softcapping"
     return TextConfig(
         vocabulary_size=read_positive(text, "vocab_size"),

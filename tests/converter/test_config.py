@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_checkpoint import dense_config, experts_config, small_config
+from random_checkpoint import dense_config, experts_config, small_config, unified_config
 from refusals import refused
 
 from cabochon_convert.checkpoint import CheckpointError
@@ -153,6 +153,28 @@ def test_images_that_look_ahead_are_refused_only_where_there_are_images() -> Non
         read_config(changed("text_config", "use_bidirectional_attention", "all"), with_vision=False)
 
 
+def test_a_unified_config_has_the_text_of_a_dense_one() -> None:
+    """Though transformers writes it in another way: layers are listed, what the class does not know is left out."""
+    unified, dense = (
+        read_config(config, with_audio=False, with_vision=False) for config in (unified_config(), dense_config())
+    )
+    assert (unified.text, unified.eos_tokens) == (dense.text, dense.eos_tokens)
+    assert unified.architecture == "Gemma4UnifiedForConditionalGeneration"
+    assert dense.architecture == "Gemma4ForConditionalGeneration"
+
+
+def test_a_unified_config_with_per_layer_embeddings_is_refused() -> None:
+    config = unified_config()
+    config["text_config"]["hidden_size_per_layer_input"] = 256
+    with refused(CheckpointError, "hidden_size_per_layer_input"):
+        read_config(config, with_audio=False, with_vision=False)
+
+
+def test_images_without_an_encoder_are_refused_until_they_are_left_out() -> None:
+    with refused(CheckpointError, "Gemma4UnifiedForConditionalGeneration", "without an encoder", "--no-vision"):
+        read_config(unified_config())
+
+
 def test_a_mixture_of_experts_is_refused_by_name() -> None:
     with refused(CheckpointError, "enable_moe_block", "8 experts", "26B-A4B", "dense"):
         read_config(experts_config(), with_vision=False)
@@ -270,6 +292,8 @@ def test_another_rotation_is_refused(kind: str, change: dict[str, Any]) -> None:
         {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": {}},
         {"architectures": ["Gemma3nForConditionalGeneration"], "model_type": "gemma3n", "text_config": {}},
         {"architectures": ["Gemma4ForCausalLM"], "model_type": "gemma4", "text_config": {}},
+        {"architectures": ["Gemma4UnifiedForCausalLM"], "model_type": "gemma4_unified", "text_config": {}},
+        {"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4_unified", "text_config": {}},
         {"model_type": "llama"},
         {"model_type": ["gemma4"]},
         {},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from random_checkpoint import RandomWeights, dense_config, experts_config, write_random_checkpoint
+from random_checkpoint import (
+    COPIED_FILES,
+    RandomWeights,
+    dense_config,
+    experts_config,
+    unified_config,
+    write_random_checkpoint,
+)
 from refusals import refused
 
 from cabochon.arrays import Float32Array
@@ -28,18 +38,45 @@ POSITIONS = 120
 """Several times the sliding window of 24."""
 PREFILL = (50, 1, 1, 37, 1, 30)
 """Runs that the positions are cut into."""
-FLOAT = ConversionSettings(RECIPES["float"], without_vision=True)
+FLOAT = ConversionSettings(RECIPES["float"], text_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of the family, and its package without rounding and without vision."""
+
+    checkpoint: Path
+    package: Path
+
+
+def convert_member(checkpoint: Path) -> Member:
+    return Member(checkpoint, convert_onnx(checkpoint, checkpoint.parent / "package", FLOAT).folder)
 
 
 @pytest.fixture(scope="module")
-def dense_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Member:
     folder = tmp_path_factory.mktemp("dense") / "checkpoint"
-    return write_random_checkpoint(folder, dense_config(), RandomWeights(seed=3))
+    return convert_member(write_random_checkpoint(folder, dense_config(), RandomWeights(seed=3)))
 
 
 @pytest.fixture(scope="module")
-def dense_package(dense_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert_onnx(dense_checkpoint, tmp_path_factory.mktemp("dense") / "package", FLOAT).folder
+def unified(tmp_path_factory: pytest.TempPathFactory) -> Member:
+    """The tensors have the names that transformers gives them when it saves."""
+    folder = tmp_path_factory.mktemp("unified")
+    drawn = write_random_checkpoint(folder / "drawn", unified_config(), RandomWeights(seed=4))
+    saved = folder / "checkpoint"
+    load_transformers(drawn).save_pretrained(saved)
+    for name in COPIED_FILES:
+        shutil.copy(drawn / name, saved / name)
+    extractor = transformers.Gemma4UnifiedAudioFeatureExtractor().to_dict()
+    (saved / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    return convert_member(saved)
+
+
+@pytest.fixture(params=["dense", "unified"])
+def member(request: pytest.FixtureRequest) -> Member:
+    found: Member = request.getfixturevalue(request.param)
+    return found
 
 
 def load_transformers(checkpoint: Path) -> Any:
@@ -67,18 +104,16 @@ def our_logits(folder: Path, tokens: list[int], runs: tuple[int, ...]) -> Float3
 
 
 @pytest.mark.parametrize("runs", [(POSITIONS,), PREFILL], ids=["at once", "in runs"])
-def test_logits_of_a_dense_model_equal_those_of_transformers(
-    dense_checkpoint: Path, dense_package: Path, runs: tuple[int, ...]
-) -> None:
+def test_logits_equal_those_of_transformers(member: Member, runs: tuple[int, ...]) -> None:
     tokens = random_tokens()
     with torch.no_grad():
-        expected = load_transformers(dense_checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        expected = load_transformers(member.checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
     # float32 sums in another order, relative to the largest logit.
-    assert np.abs(our_logits(dense_package, tokens, runs) - expected).max() <= 2e-5 * np.abs(expected).max()
+    assert np.abs(our_logits(member.package, tokens, runs) - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
-def test_a_dense_package_says_what_its_model_has(dense_package: Path) -> None:
-    manifest = open_package(dense_package).manifest
+def test_a_dense_package_says_what_its_model_has(dense: Member) -> None:
+    manifest = open_package(dense.package).manifest
     engine = manifest.engines["onnx"]
     assert (manifest.text.per_layer_input_size, engine.per_layer_embeddings) == (0, None)
     assert (manifest.audio, manifest.vision, engine.audio_encoder, engine.vision_encoder) == (None, None, None, None)
@@ -88,11 +123,11 @@ def test_a_dense_package_says_what_its_model_has(dense_package: Path) -> None:
         ("full", 1, 32),
     }
     assert len(engine.caches) == manifest.text.layer_count
-    assert not (dense_package / "per_layer_embeddings.bin").exists()
+    assert not (dense.package / "per_layer_embeddings.bin").exists()
 
 
-def test_verification_of_a_dense_package_passes(dense_checkpoint: Path, dense_package: Path) -> None:
-    (report,) = verify_packages([dense_package], dense_checkpoint, Silence())
+def test_verification_passes(member: Member) -> None:
+    (report,) = verify_packages([member.package], member.checkpoint, Silence())
     assert report.passed
     assert len(report.layers.decoder) == 7
     # float32 sums in another order.
@@ -102,22 +137,20 @@ def test_verification_of_a_dense_package_passes(dense_checkpoint: Path, dense_pa
 
 
 @pytest.mark.parametrize(("recipe", "cosine"), [("int8", 0.999), ("int4-mixed", 0.95), ("int2-small", 0.8)])
-def test_a_rounded_dense_package_stays_close(
-    dense_checkpoint: Path, tmp_path: Path, recipe: str, cosine: float
-) -> None:
+def test_a_rounded_dense_package_stays_close(dense: Member, tmp_path: Path, recipe: str, cosine: float) -> None:
     settings = ConversionSettings(RECIPES[recipe], text_only=True)
-    package = convert_onnx(dense_checkpoint, tmp_path / "package", settings)
+    package = convert_onnx(dense.checkpoint, tmp_path / "package", settings)
     tokens = random_tokens()
     with torch.no_grad():
-        expected = load_transformers(dense_checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
+        expected = load_transformers(dense.checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
     found = our_logits(package.folder, tokens, PREFILL)
     cosines = (found * expected).sum(axis=1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.mean() >= cosine
 
 
-def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense_checkpoint: Path, tmp_path: Path) -> None:
+def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense: Member, tmp_path: Path) -> None:
     settings = ConversionSettings(RECIPES["int4-mixed"], text_only=True)
-    manifest = convert_onnx(dense_checkpoint, tmp_path / "package", settings).manifest
+    manifest = convert_onnx(dense.checkpoint, tmp_path / "package", settings).manifest
     bits = {
         applied.tensor.removeprefix("model.language_model."): applied.bits for applied in manifest.recipe.precisions
     }
@@ -126,9 +159,9 @@ def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense_check
     assert "layers.2.self_attn.v_proj.weight" not in bits
 
 
-def test_images_that_look_ahead_are_refused_until_they_are_left_out(dense_checkpoint: Path, tmp_path: Path) -> None:
+def test_images_that_look_ahead_are_refused_until_they_are_left_out(dense: Member, tmp_path: Path) -> None:
     with refused(CheckpointError, "use_bidirectional_attention", "--no-vision"):
-        convert_onnx(dense_checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_onnx(dense.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     assert not (tmp_path / "package").exists()
 
 
