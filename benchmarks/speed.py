@@ -74,7 +74,7 @@ def main() -> int:
         packages = arguments.packages or _convert_tiny(Path(folder))
         subjects = [_load(package) for package in packages]
         audio = subjects[0].model.package.manifest.audio
-        rate = audio.log_mel.sample_rate if audio else 16_000
+        rate = audio.sample_rate if audio else 16_000
         generator = np.random.default_rng(0)
         waveform = (0.1 * generator.standard_normal(int(arguments.seconds * rate))).astype(np.float32)
         for _ in range(arguments.rounds):

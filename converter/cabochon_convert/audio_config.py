@@ -1,4 +1,7 @@
-"""The audio section of config.json, read strictly. The meaning of each key follows transformers' `models/gemma4`."""
+"""The audio section of config.json, read strictly.
+
+The meaning of each key follows transformers' `models/gemma4` and `models/gemma4_unified` (5.23).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,19 @@ _AUDIO_KEYS = BOOKKEEPING | {
     "num_attention_heads", "num_hidden_layers", "output_proj_dims", "residual_weight", "rms_norm_eps",
     "subsampling_conv_channels", "use_clipped_linears",
 }  # fmt: skip
+
+# All four are names of one size.
+_FRAME_LENGTH_KEYS = ("audio_embed_dim", "audio_samples_per_token", "hidden_size", "output_proj_dims")
+_WAVEFORM_KEYS = BOOKKEEPING | {*_FRAME_LENGTH_KEYS, "rms_norm_eps"}
+
+
+@dataclass(frozen=True, slots=True)
+class WaveformConfig:
+    """Hearing without an encoder: frames of samples are projected into the decoder's space."""
+
+    frame_length: int
+    """Samples of one audio token."""
+    norm_epsilon: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +93,20 @@ def read_audio(audio: dict[str, Any]) -> AudioConfig:
         clips_linears=bool(audio["use_clipped_linears"]),
         output_size=read_positive(audio, "output_proj_dims"),
     )
+
+
+def read_waveform(audio: dict[str, Any]) -> WaveformConfig:
+    """Read config.json's `audio_config` of a model without an audio encoder.
+
+    Raises:
+        CheckpointError: an unknown key, or a value that is not implemented.
+        KeyError: a key that the graph needs is missing.
+    """
+    refuse_unknown(audio, _WAVEFORM_KEYS, "audio_config")
+    lengths = {key: read_positive(audio, key) for key in _FRAME_LENGTH_KEYS if key in audio}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{key} {length}" for key, length in lengths.items())
+        raise CheckpointError(f"audio_config names different sizes of one frame: {found}.")
+    if not lengths:
+        raise KeyError(_FRAME_LENGTH_KEYS[0])
+    return WaveformConfig(next(iter(lengths.values())), read_positive_number(audio, "rms_norm_eps"))

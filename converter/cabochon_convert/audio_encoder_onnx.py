@@ -29,7 +29,6 @@ FRAMES_PER_TOKEN = 4
 def build_audio_encoder(
     checkpoint: Checkpoint,
     config: AudioConfig,
-    mel_bins: int,
     hidden_size: int,
     settings: LinearSettings,
     path: Path,
@@ -38,7 +37,8 @@ def build_audio_encoder(
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, settings)
         builder = _AudioEncoderBuilder(graph, writer, checkpoint, config)
-        builder.build(mel_bins, hidden_size)
+        # The frontend is refused where it has another number of mel bins than there are channels.
+        builder.build(config.subsampling_channels[0], hidden_size)
         return BuiltEncoder(graph.finish(), writer.applied)
 
 

@@ -48,7 +48,7 @@ class Calibration:
         """
         writer = QuestionWriter(package)
         prompts = [
-            Prompt((*question.prompt.tokens, *question.tokens), question.prompt.log_mel)
+            Prompt((*question.prompt.tokens, *question.tokens), question.prompt.frames)
             for data in self._data
             for question in writer.questions(data)
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from cabochon_convert.audio_config import AudioConfig, read_audio
+from cabochon_convert.audio_config import AudioConfig, WaveformConfig, read_audio, read_waveform
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.config_section import (
     BOOKKEEPING,
@@ -45,7 +45,7 @@ class ModelConfig:
     architecture: str
     """One of `ARCHITECTURES`."""
     text: TextConfig
-    audio: AudioConfig | None
+    audio: AudioConfig | WaveformConfig | None
     vision: VisionConfig | None
     audio_token: int
     begin_audio_token: int
@@ -77,18 +77,14 @@ def read_config(config: dict[str, Any], *, with_audio: bool = True, with_vision:
                 f"config.json describes {architecture} (Gemma 4 12B), which sees without an encoder, and that is not "
                 "implemented: convert with --no-vision."
             )
-        if is_unified and hears:
-            raise CheckpointError(
-                f"config.json describes {architecture} (Gemma 4 12B), which hears without an encoder, and that is not "
-                "implemented: convert with --text-only."
-            )
         text = read_text(
             read_section(config, "text_config"),
             ties_embeddings=ties_embeddings,
             sees=sees,
             has_per_layer_inputs=not is_unified,
         )
-        audio = read_audio(read_section(config, "audio_config")) if hears else None
+        read_hearing = read_waveform if is_unified else read_audio
+        audio = read_hearing(read_section(config, "audio_config")) if hears else None
         vision = read_vision(config) if sees else None
         end_image = config.get("eoi_token_id")
         model = ModelConfig(

@@ -14,23 +14,17 @@ from cabochon.manifest import (
     FORMAT_VERSION,
     AppliedPrecision,
     AppliedRecipe,
-    AudioModel,
     EmbeddingTable,
     Engine,
     Manifest,
     SourceAdapter,
     SourceCheckpoint,
-    TextModel,
 )
 from cabochon.package import Package
-from cabochon.vision_model import VisionModel
-from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN, build_audio_encoder
-from cabochon_convert.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    hash_checkpoint,
-    read_json,
-)
+from cabochon_convert.audio_config import WaveformConfig
+from cabochon_convert.audio_encoder_onnx import build_audio_encoder
+from cabochon_convert.audio_frontend import AudioFrontend, read_audio_frontend
+from cabochon_convert.checkpoint import Checkpoint, hash_checkpoint, read_json
 from cabochon_convert.config import ModelConfig, read_config
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
 from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
@@ -38,17 +32,16 @@ from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
 from cabochon_convert.lora import hash_adapter
+from cabochon_convert.model_description import describe_audio, describe_text, describe_vision
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
     PROMPTS,
     TOKENIZER_CONFIG_NAME,
     TOKENIZER_NAME,
-    AudioFrontend,
     ImageFrontend,
     check_prompts,
     check_vocabulary,
-    read_audio_frontend,
     read_chat_template,
     read_image_frontend,
     read_sampling,
@@ -61,6 +54,7 @@ from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.text_config import TextConfig
 from cabochon_convert.trained_integers import hold_the_same
 from cabochon_convert.vision_encoder_onnx import build_vision_encoder
+from cabochon_convert.waveform_projector_onnx import build_waveform_projector
 
 DEFAULT_CONTEXT_LENGTH = 4096
 
@@ -146,7 +140,7 @@ def convert_onnx(
     sampling = read_sampling(checkpoint.folder, config, tokenizer)
     chat_template = read_chat_template(checkpoint.folder)
     frontends = Frontends(
-        _audio_frontend(checkpoint.folder, config),
+        read_audio_frontend(checkpoint.folder, config.audio) if config.audio else None,
         read_image_frontend(checkpoint.folder, config.vision) if config.vision else None,
     )
     check_prompts(tokenizer, chat_template, config)
@@ -173,9 +167,9 @@ def convert_onnx(
                 adapter=adapter,
             ),
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
-            text=_text_model(config, settings),
-            audio=_audio_model(config, frontends.audio),
-            vision=_vision_model(config, frontends.image),
+            text=describe_text(config.text, settings.context_length_of(config.text)),
+            audio=describe_audio(config, frontends.audio),
+            vision=describe_vision(config, frontends.image),
             bos_token=config.text.bos_token,
             pad_token=config.text.pad_token,
             prompts=PROMPTS,
@@ -256,8 +250,11 @@ def _build_engine(
     applied = dict(decoder.applied)
     if config.audio is not None and draft.audio is not None:
         progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
-        path, mel_bins = folder / "audio_encoder.onnx", draft.audio.log_mel.mel_bins
-        audio_encoder = build_audio_encoder(checkpoint, config.audio, mel_bins, text.hidden_size, settings, path)
+        path, hidden_size = folder / "audio_encoder.onnx", text.hidden_size
+        if isinstance(config.audio, WaveformConfig):
+            audio_encoder = build_waveform_projector(checkpoint, config.audio, hidden_size, settings, path)
+        else:
+            audio_encoder = build_audio_encoder(checkpoint, config.audio, hidden_size, settings, path)
         applied |= audio_encoder.applied
     if config.vision is not None and draft.vision is not None:
         progress.start("vision encoder", checkpoint.size_of("model.vision_tower."), "B")
@@ -303,61 +300,6 @@ def _per_layer_table(
     precision = settings.precision(PER_LAYER_EMBEDDING, shape)
     path = folder / "per_layer_embeddings.bin"
     return write_table(checkpoint, PER_LAYER_EMBEDDING, shape, precision, scale, path, settings.integers)
-
-
-def _audio_frontend(source: Path, config: ModelConfig) -> AudioFrontend | None:
-    if config.audio is None:
-        return None
-    frontend = read_audio_frontend(source)
-    # The reference computes the width after the convolutions from the channels where the mel bins are meant.
-    if config.audio.subsampling_channels[0] != frontend.log_mel.mel_bins:
-        raise CheckpointError(
-            f"the audio encoder starts with {config.audio.subsampling_channels[0]} channels, but the frontend has "
-            f"{frontend.log_mel.mel_bins} mel bins: processor_config.json does not belong to this config.json."
-        )
-    return frontend
-
-
-def _text_model(config: ModelConfig, settings: ConversionSettings) -> TextModel:
-    text = config.text
-    return TextModel(
-        vocabulary_size=text.vocabulary_size,
-        hidden_size=text.hidden_size,
-        layer_count=len(text.layers),
-        per_layer_input_size=text.per_layer_input_size,
-        context_length=settings.context_length_of(text),
-        final_logit_softcap=text.final_logit_softcap,
-    )
-
-
-def _audio_model(config: ModelConfig, frontend: AudioFrontend | None) -> AudioModel | None:
-    if frontend is None:
-        return None
-    return AudioModel(
-        log_mel=frontend.log_mel,
-        max_samples=frontend.max_samples,
-        frames_per_token=FRAMES_PER_TOKEN,
-        begin_token=config.begin_audio_token,
-        soft_token=config.audio_token,
-        end_token=config.end_audio_token,
-    )
-
-
-def _vision_model(config: ModelConfig, frontend: ImageFrontend | None) -> VisionModel | None:
-    vision, end_token = config.vision, config.end_image_token
-    if vision is None or frontend is None or end_token is None:
-        return None
-    return VisionModel(
-        patch_size=vision.patch_size,
-        pooling_kernel_size=vision.pooling_kernel_size,
-        # An image is at most a strip of its tokens; the checkpoint's table goes on far beyond.
-        position_limit=frontend.soft_token_budgets[-1] * vision.pooling_kernel_size,
-        soft_token_budgets=frontend.soft_token_budgets,
-        default_soft_token_budget=frontend.default_soft_token_budget,
-        begin_token=config.begin_image_token,
-        soft_token=config.image_token,
-        end_token=end_token,
-    )
 
 
 def _notes(checkpoint: Checkpoint, frontends: Frontends) -> tuple[str, ...]:

@@ -26,10 +26,10 @@ class ConvertedModel:
         self._embedder = open_embedder(package, engine)
         self.tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
 
-    def audio_embeddings(self, log_mel: Float32Array) -> Float32Array:
-        """Log-mel [frames, mel_bins] to embeddings [tokens, hidden]."""
+    def audio_embeddings(self, frames: Float32Array) -> Float32Array:
+        """Frames [frames, values] to embeddings [tokens, hidden]."""
         assert self._session.audio_encoder is not None  # a package without one has no clips to be asked about
-        return self._session.audio_encoder.encode(log_mel)
+        return self._session.audio_encoder.encode(frames)
 
     def logits(self, prompt: Prompt, keep: int) -> Float32Array:
         """Soft-capped logits of the last positions: [keep, vocabulary]."""
@@ -53,5 +53,5 @@ class ConvertedModel:
         return list(decode(decoder, self._embedder, sampler, logits, len(prompt.tokens), stop_tokens, count))
 
     def _embed(self, prompt: Prompt) -> PromptEmbeddings:
-        embeddings = None if prompt.log_mel is None else np.asarray(self.audio_embeddings(prompt.log_mel))
+        embeddings = None if prompt.frames is None else np.asarray(self.audio_embeddings(prompt.frames))
         return self._embedder.embed(prompt.tokens, self.manifest.audio, embeddings)

@@ -79,7 +79,7 @@ class TaskFidelity:
 def compare_answer(converted: ConvertedModel, record: AnswerRecord, store: LogitStore) -> AnswerFidelity:
     """Ask the package what the checkpoint was asked."""
     question, tokens = record.question, list(record.scored)
-    prompt = Prompt((*question.prompt.tokens, *tokens[:-1]), question.prompt.log_mel)
+    prompt = Prompt((*question.prompt.tokens, *tokens[:-1]), question.prompt.frames)
     # Of a vocabulary of 262144 the logarithms are worth computing once.
     ours, theirs = log_softmax(converted.logits(prompt, len(tokens))), log_softmax(store.get(record.logits))
     found = converted.greedy(question.prompt, question.max_tokens, converted.manifest.sampling.stop_tokens)

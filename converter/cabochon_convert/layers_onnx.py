@@ -60,10 +60,10 @@ def read_layer_outputs(package: Package, prompt: Prompt) -> LayerOutputs:
     engine = package.manifest.engines[ENGINE]
     audio: tuple[Float32Array, ...] = ()
     embeddings = None
-    if prompt.log_mel is not None:
+    if prompt.frames is not None:
         assert engine.audio_encoder is not None  # a package without one has no prompts with sound
-        path = package.path(engine.audio_encoder.file)
-        *filled_up, embeddings = _run(path, {"log_mel": prompt.log_mel[None]}, ["audio_embeddings"])
+        path, (graph_input,) = package.path(engine.audio_encoder.file), engine.audio_encoder.inputs
+        *filled_up, embeddings = _run(path, {graph_input.name: prompt.frames[None]}, ["audio_embeddings"])
         # The encoder fills the last block of tokens up.
         audio = tuple(hidden[: len(embeddings)] for hidden in filled_up)
     embedded = open_embedder(package, ENGINE).embed(prompt.tokens, package.manifest.audio, embeddings)

@@ -1,13 +1,12 @@
-"""The checkpoint's files beside config.json: audio frontend, generation defaults, tokenizer, chat template."""
+"""The checkpoint's files beside config.json: image frontend, generation defaults, tokenizer, chat template."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cabochon.log_mel import LogMelParameters
 from cabochon.manifest import Prompts, Sampling
 from cabochon.prompt import ChatTemplate, Message
 from cabochon.tokenizer import Tokenizer
@@ -43,44 +42,6 @@ PROMPTS = Prompts(
     translation_marker="\n{target}: ",
 )
 
-DEFAULT_LOG_MEL = LogMelParameters(
-    sample_rate=16_000,
-    frame_length=320,
-    hop_length=160,
-    fft_length=512,
-    mel_bins=128,
-    min_frequency=0.0,
-    max_frequency=8000.0,
-    mel_floor=1e-3,
-)
-"""Gemma4AudioFeatureExtractor's defaults: frames of 20 ms every 10 ms."""
-
-# How processor_config.json calls the fields of LogMelParameters.
-_FRONTEND_KEYS = {
-    "sampling_rate": "sample_rate",
-    "frame_length": "frame_length",
-    "hop_length": "hop_length",
-    "fft_length": "fft_length",
-    "feature_size": "mel_bins",
-    "min_frequency": "min_frequency",
-    "max_frequency": "max_frequency",
-    "mel_floor": "mel_floor",
-}
-# Settings of which one value only is implemented.
-_FRONTEND_FIXED = {
-    "dither": 0.0,
-    "fft_overdrive": False,
-    "input_scale_factor": 1.0,
-    "preemphasis": 0.0,
-    "per_bin_mean": None,
-    "per_bin_stddev": None,
-    "frame_length_ms": 20.0,
-    "hop_length_ms": 10.0,
-}
-_FRONTEND_INDIFFERENT = {
-    "feature_extractor_type", "padding_side", "padding_value", "preemphasis_htk_flavor", "processor_class",
-    "return_attention_mask",
-}  # fmt: skip
 # Generation settings that would change an answer, with the value at which they do not.
 _UNUSED_GENERATION_SETTINGS = {
     "bad_words_ids": None,
@@ -111,54 +72,6 @@ _IMAGE_INDIFFERENT = {
 SOFT_TOKEN_BUDGETS = (70, 140, 280, 560, 1120)
 """What Gemma4ImageProcessor can be asked for, with any checkpoint."""
 DEFAULT_SOFT_TOKENS = 280
-DEFAULT_TOKENS_PER_CLIP = 750
-DEFAULT_MS_PER_TOKEN = 40
-
-
-@dataclass(frozen=True, slots=True)
-class AudioFrontend:
-    """How a checkpoint hears."""
-
-    log_mel: LogMelParameters
-    max_samples: int
-    note: str
-    """One sentence when the checkpoint does not say; empty otherwise."""
-
-
-def read_audio_frontend(folder: Path) -> AudioFrontend:
-    """The audio frontend of processor_config.json.
-
-    Fine-tuned checkpoints often lack it; transformers' defaults are what they were trained with, so they are used and
-    said. A setting that the runtime does not implement is an error.
-    """
-    path = folder / "processor_config.json"
-    processor = read_json(path) if path.is_file() else {}
-    extractor = processor.get("feature_extractor")
-    note = ""
-    if not isinstance(extractor, dict):
-        note = f"{path.name} says nothing about audio, so transformers' default frontend is used."
-        extractor = {}
-    unknown = sorted(extractor.keys() - _FRONTEND_KEYS.keys() - _FRONTEND_FIXED.keys() - _FRONTEND_INDIFFERENT)
-    if unknown:
-        raise CheckpointError(f"{path} has the unknown audio setting {unknown[0]}, which may change what is heard.")
-    for key, value in _FRONTEND_FIXED.items():
-        if extractor.get(key, value) != value:
-            raise CheckpointError(f"{path} sets {key} to {extractor[key]!r}, but only {value!r} is implemented.")
-    try:
-        changes: dict[str, Any] = {}
-        for key, name in _FRONTEND_KEYS.items():
-            if key in extractor:
-                changes[name] = type(getattr(DEFAULT_LOG_MEL, name))(extractor[key])
-        parameters = replace(DEFAULT_LOG_MEL, **changes)
-        milliseconds = int(processor.get("audio_seq_length", DEFAULT_TOKENS_PER_CLIP)) * int(
-            processor.get("audio_ms_per_token", DEFAULT_MS_PER_TOKEN)
-        )
-        max_samples = milliseconds * parameters.sample_rate // 1000
-        if max_samples <= 0:
-            raise ValueError(f"clips of {milliseconds} ms")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path} describes an impossible audio frontend ({error}).") from None
-    return AudioFrontend(parameters, max_samples, note)
 
 
 @dataclass(frozen=True, slots=True)

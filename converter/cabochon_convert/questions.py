@@ -1,4 +1,4 @@
-"""What package and checkpoint are asked: prompts, down to their tokens and log-mels."""
+"""What package and checkpoint are asked: prompts, down to their tokens and frames of sound."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.arrays import Float32Array
+from cabochon.audio_model import AudioModel
 from cabochon.errors import AudioError, RequestError
-from cabochon.log_mel import log_mel
-from cabochon.manifest import AudioModel, Manifest, Prompts
+from cabochon.manifest import Manifest, Prompts
 from cabochon.package import Package
 from cabochon.prompt import (
     Message,
@@ -35,8 +35,8 @@ class Prompt:
     """Tokens, and the sound that belongs into the places of their soft tokens."""
 
     tokens: tuple[int, ...]
-    log_mel: Float32Array | None
-    """[frames, mel_bins]"""
+    frames: Float32Array | None
+    """[frames, values] of the sound"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class QuestionWriter:
         audio = self._manifest.audio
         if audio is not None:
             places = (*prompt.tokens, *tokens).count(audio.soft_token)
-            if places != (0 if prompt.log_mel is None else audio.token_count(len(prompt.log_mel))):
+            if places != (0 if prompt.frames is None else audio.token_count(len(prompt.frames))):
                 raise RequestError(
                     f"{_short(name)} or its answer has the placeholder of a sound in its text: take it out."
                 )
@@ -138,17 +138,17 @@ class QuestionWriter:
 
 
 def made_up_clips(audio: AudioModel | None) -> list[Float32Array]:
-    """Log-mels of made-up sounds: a gliding tone that pulses like syllables, over noise; the same every time."""
+    """Frames of made-up sounds: a gliding tone that pulses like syllables, over noise; the same every time."""
     if audio is None:
         return []
-    rate = audio.log_mel.sample_rate
+    rate = audio.sample_rate
     generator = np.random.default_rng(4)
     clips = []
     for seconds in CLIP_SECONDS:
         time = np.arange(int(seconds * rate)) / rate
         glide = np.sin(2 * np.pi * (180 + 90 * np.sin(2 * np.pi * 0.7 * time)) * time) * (np.sin(8 * np.pi * time) > 0)
         waveform = 0.3 * glide + 0.02 * generator.standard_normal(len(time))
-        clips.append(log_mel(waveform.astype(np.float32), audio.log_mel))
+        clips.append(audio.make_frames(waveform.astype(np.float32)))
     return clips
 
 
@@ -158,7 +158,7 @@ def _short(name: str) -> str:
 
 
 def _hear(sound: Path, audio: AudioModel) -> Float32Array:
-    features = log_mel(read_sound(sound, audio.log_mel.sample_rate, audio.max_samples).waveform, audio.log_mel)
-    if len(features) == 0:
+    frames = audio.make_frames(read_sound(sound, audio.sample_rate, audio.max_samples).waveform)
+    if len(frames) == 0:
         raise AudioError(f"{sound} is too short to hold speech.")
-    return features
+    return frames

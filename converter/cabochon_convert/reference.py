@@ -55,12 +55,12 @@ class ReferenceModel:
         self._vocabulary_size, self._pad_token = text.vocab_size, text.pad_token_id or 0
 
     @torch.no_grad()
-    def audio_embeddings(self, log_mels: Sequence[Float32Array]) -> list[Float32Array]:
-        """Log-mels [frames, mel_bins] to embeddings [tokens, hidden]."""
-        if not log_mels:
+    def audio_embeddings(self, clips: Sequence[Float32Array]) -> list[Float32Array]:
+        """Frames of sounds, each [frames, values], to embeddings [tokens, hidden]."""
+        if not clips:
             return []
         self._progress.start("reference: sound", self._audio_layers, "layer")
-        features, mask = _pad_right(log_mels)
+        features, mask = _pad_right(clips)
         output = self._model.model.get_audio_features(features, mask)
         pairs = zip(output.pooler_output, output.attention_mask, strict=True)
         return [np.asarray(embeddings[valid]) for embeddings, valid in pairs]
@@ -103,7 +103,7 @@ class ReferenceModel:
         found: dict[str, list[Float32Array]] = {AUDIO_LAYERS: [], DECODER_LAYERS: []}
         handles = []
         for name, outputs in found.items():
-            if name == DECODER_LAYERS or prompt.log_mel is not None:
+            if name == DECODER_LAYERS or (self._audio_layers and prompt.frames is not None):
                 for module in self._model.get_submodule(name):
                     # The output comes as [1, positions, hidden].
                     keep = lambda *values, outputs=outputs: outputs.append(values[-1][0].numpy().copy())  # noqa: E731
@@ -160,9 +160,9 @@ class ReferenceModel:
         tokens, mask = _pad_left([prompt.tokens for prompt in prompts], self._pad_token)
         if not mask.all():
             inputs |= {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        log_mels = [prompt.log_mel for prompt in prompts if prompt.log_mel is not None]
-        if log_mels:
-            inputs["input_features"], inputs["input_features_mask"] = _pad_right(log_mels)
+        clips = [prompt.frames for prompt in prompts if prompt.frames is not None]
+        if clips:
+            inputs["input_features"], inputs["input_features_mask"] = _pad_right(clips)
         return self._model(input_ids=tokens, logits_to_keep=keep, use_cache=use_cache, **inputs)
 
     def _continue(
@@ -253,12 +253,12 @@ def _pad_left(rows: Sequence[Sequence[int]], filling: int) -> tuple[Any, Any]:
     return torch.tensor(tokens), torch.tensor(mask)
 
 
-def _pad_right(log_mels: Sequence[Float32Array]) -> tuple[Any, Any]:
-    """Features float32 [clips, longest, mel_bins] and mask bool [clips, longest]."""
-    longest = max(len(log_mel) for log_mel in log_mels)
-    features = np.zeros((len(log_mels), longest, log_mels[0].shape[1]), np.float32)
-    mask = np.zeros((len(log_mels), longest), bool)
-    for row, log_mel in enumerate(log_mels):
-        features[row, : len(log_mel)] = log_mel
-        mask[row, : len(log_mel)] = True
+def _pad_right(clips: Sequence[Float32Array]) -> tuple[Any, Any]:
+    """Features float32 [clips, longest, values] and mask bool [clips, longest]."""
+    longest = max(len(clip) for clip in clips)
+    features = np.zeros((len(clips), longest, clips[0].shape[1]), np.float32)
+    mask = np.zeros((len(clips), longest), bool)
+    for row, clip in enumerate(clips):
+        features[row, : len(clip)] = clip
+        mask[row, : len(clip)] = True
     return torch.from_numpy(features), torch.from_numpy(mask)

@@ -114,7 +114,7 @@ def record_reference(
 
     Args:
         reference: the checkpoint.
-        clips: log-mels of the first probes.
+        clips: frames of the sounds of the first probes.
         probes: prompts compared at every position.
         questions: answered in full.
         sampling: for stop tokens and tokens that are never chosen.
@@ -132,11 +132,11 @@ def record_reference(
     ]
     # Position i predicts token i + 1, so the last token predicts nothing and the prompt's last position the first one.
     forced = [
-        Prompt((*prompt.tokens, *tokens[:-1]), prompt.log_mel) for prompt, tokens in zip(asked, scored, strict=True)
+        Prompt((*prompt.tokens, *tokens[:-1]), prompt.frames) for prompt, tokens in zip(asked, scored, strict=True)
     ]
     keep = [len(probe.tokens) for probe in probes] + [len(tokens) for tokens in scored]
     places = {index: store.add(logits) for index, logits in reference.logits([*probes, *forced], keep)}
-    layer_prompt = next((prompt for prompt in (*asked, *probes[-2:]) if prompt.log_mel is not None), probes[-1])
+    layer_prompt = next((prompt for prompt in (*asked, *probes[-2:]) if prompt.frames is not None), probes[-1])
     return ReferenceRecord(
         probes=tuple(
             ProbeRecord(probe, embeddings[index], tuple(continued[index]), places[index])

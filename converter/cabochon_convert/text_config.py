@@ -1,7 +1,7 @@
 """The text section of config.json, resolved layer by layer and read strictly.
 
-The meaning of each key follows transformers' `models/gemma4` and `models/gemma4_unified` (5.23), of whose text models only
-the first may have per-layer embeddings and experts.
+The meaning of each key follows transformers' `models/gemma4` and `models/gemma4_unified` (5.23). Only the former may
+have per-layer embeddings and experts.
 """
 
 from __future__ import annotations

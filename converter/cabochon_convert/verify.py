@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from cabochon.arrays import Float32Array
+from cabochon.audio_model import AudioModel
 from cabochon.errors import RequestError
-from cabochon.manifest import AudioModel, Manifest
+from cabochon.manifest import Manifest
 from cabochon.package import Package, open_package, replace_text
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.evaluation_data import EvaluationData
@@ -142,9 +143,9 @@ def _compare_package(package: Package, record: ReferenceRecord, store: LogitStor
     audio, logits = [], []
     for probe in record.probes:
         if probe.audio_embeddings is not None:
-            assert probe.prompt.log_mel is not None
+            assert probe.prompt.frames is not None
             assert manifest.audio is not None
-            audio.append(_compare_audio(converted, probe.prompt.log_mel, probe.audio_embeddings, manifest.audio))
+            audio.append(_compare_audio(converted, probe.prompt.frames, probe.audio_embeddings, manifest.audio))
         logits.append(_compare_logits(converted, probe, store.get(probe.logits)))
         progress.advance(1)
     return Report(
@@ -178,7 +179,7 @@ def _compare_audio(
     ours = converted.audio_embeddings(clip)
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return AudioComparison(
-        seconds=len(clip) * audio.log_mel.hop_length / audio.log_mel.sample_rate,
+        seconds=len(clip) * audio.frontend.hop_length / audio.sample_rate,
         tokens=len(theirs),
         relative_error=_relative_error(ours, theirs),
         cosine=float(((ours * theirs).sum(axis=1) / norms).min()),
@@ -190,7 +191,7 @@ def _compare_logits(converted: ConvertedModel, probe: ProbeRecord, theirs: Float
     ours = converted.logits(probe.prompt, count)
     found = converted.greedy(probe.prompt, len(probe.greedy))
     return LogitComparison(
-        prompt="question" if probe.prompt.log_mel is None else f"transcription of {count} positions",
+        prompt="question" if probe.prompt.frames is None else f"transcription of {count} positions",
         positions=count,
         relative_error=_relative_error(ours, theirs),
         same_top_token=float((ours.argmax(axis=1) == theirs.argmax(axis=1)).mean()),

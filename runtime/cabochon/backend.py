@@ -68,10 +68,10 @@ class Decoder(Protocol):
 
 
 class AudioEncoder(Protocol):
-    """The audio encoder with its projector."""
+    """The audio encoder with its projector, or only a projector where a model hears without an encoder."""
 
-    def encode(self, log_mel: Float32Array) -> Float32Array:
-        """Log-mel [frames, mel_bins] to embeddings [tokens, hidden]."""
+    def encode(self, frames: Float32Array) -> Float32Array:
+        """Frames [frames, values] to embeddings [tokens, hidden]."""
 
 
 class VisionEncoder(Protocol):

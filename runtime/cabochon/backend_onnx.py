@@ -145,10 +145,11 @@ class OnnxAudioEncoder:
 
     def __init__(self, session: Any) -> None:
         self._session = session
+        (self._input,) = (value.name for value in session.get_inputs())
 
-    def encode(self, log_mel: Float32Array) -> Float32Array:
+    def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
-        embeddings: Float32Array = self._session.run(["audio_embeddings"], {"log_mel": log_mel[None]})[0][0]
+        embeddings: Float32Array = self._session.run(["audio_embeddings"], {self._input: frames[None]})[0][0]
         return embeddings
 
 

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from cabochon.arrays import Float32Array
+from cabochon.audio_model import AudioModel
 from cabochon.embedding_table import EmbeddingRows
 from cabochon.errors import RequestError
-from cabochon.manifest import AudioModel
 from cabochon.package import Package
 
 

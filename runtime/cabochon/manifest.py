@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cabochon.audio_model import AudioModel
 from cabochon.errors import PackageError
 from cabochon.json_dataclass import from_json
-from cabochon.log_mel import LogMelParameters
 from cabochon.vision_model import VisionModel
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "manifest.json"
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -125,28 +125,6 @@ class TextModel:
         sizes = (self.vocabulary_size, self.hidden_size, self.layer_count, self.context_length)
         _require(min(sizes) > 0 and self.per_layer_input_size >= 0, "the text model has a size that is not positive")
         _require(self.final_logit_softcap >= 0, "final_logit_softcap is negative")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AudioModel:
-    """Audio input of the model."""
-
-    log_mel: LogMelParameters
-    max_samples: int
-    """Longest clip that the model was trained on, in samples."""
-    frames_per_token: int
-    """Log-mel frames that one audio token stands for (the last token may stand for fewer)."""
-    begin_token: int
-    soft_token: int
-    """Placeholder id; its embedding is replaced by the encoder's."""
-    end_token: int
-
-    def __post_init__(self) -> None:
-        _require(self.max_samples > 0 and self.frames_per_token > 0, "the audio model has a size that is not positive")
-
-    def token_count(self, frames: int) -> int:
-        """Audio tokens that the encoder makes of this many log-mel frames."""
-        return -(-frames // self.frames_per_token)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

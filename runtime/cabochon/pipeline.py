@@ -1,4 +1,4 @@
-"""The whole way on one screen: wav → log-mel → audio encoder → embeddings → decode loop → text."""
+"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from cabochon.arrays import Float32Array
+from cabochon.audio_model import AudioModel
 from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import open_session
 from cabochon.errors import AudioError, CabochonError, RequestError
-from cabochon.log_mel import log_mel
-from cabochon.manifest import AudioModel, Prompts
+from cabochon.manifest import Prompts
 from cabochon.package import Package, open_package
 from cabochon.prompt import (
     Message,
@@ -42,7 +42,7 @@ class Statistics:
 
     audio_seconds: float = 0.0
     encode_seconds: float = 0.0
-    """Log-mel and audio encoder."""
+    """Frames and audio encoder."""
     prompt_positions: int = 0
     prefill_seconds: float = 0.0
     new_tokens: int = 0
@@ -179,7 +179,7 @@ class Model:
     def _hear(self, sound: SoundSource) -> Sound:
         audio = self._audio_model()
         if isinstance(sound, str | os.PathLike):
-            return read_sound(sound, audio.log_mel.sample_rate, audio.max_samples)
+            return read_sound(sound, audio.sample_rate, audio.max_samples)
         if not isinstance(sound, np.ndarray):
             raise AudioError(f"the sound is a {type(sound).__name__}: expected the path of a file or a numpy array.")
         fits = np.issubdtype(sound.dtype, np.floating) and sound.ndim == 1 and len(sound) <= audio.max_samples
@@ -189,12 +189,12 @@ class Model:
                 f"the waveform is {sound.dtype} of shape {list(sound.shape)}: expected at most {audio.max_samples} "
                 "floating-point samples, all of them in [-1, 1]."
             )
-        return Sound(sound.astype(np.float32), audio.log_mel.sample_rate, "")
+        return Sound(sound.astype(np.float32), audio.sample_rate, "")
 
     def _encode(self, clip: Sound) -> Float32Array:
-        """wav → log-mel → audio encoder: embeddings [tokens, hidden]."""
+        """wav → frames → audio encoder: embeddings [tokens, hidden]."""
         encoder = self._session.audio_encoder
-        frames = log_mel(clip.waveform, self._audio_model().log_mel)
+        frames = self._audio_model().make_frames(clip.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {clip.seconds * 1000:.0f} ms, too short to hold speech.")
         assert encoder is not None  # a manifest with audio but without encoder is refused by _audio_model
@@ -203,7 +203,9 @@ class Model:
     def _audio_model(self) -> AudioModel:
         audio = self.package.manifest.audio
         if audio is None or self._session.audio_encoder is None:
-            raise RequestError("the package has no audio encoder: convert the checkpoint without --text-only.")
+            raise RequestError(
+                "the package has no audio encoder: convert a checkpoint that hears, without --text-only."
+            )
         return audio
 
     def _pieces(

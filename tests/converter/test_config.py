@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from random_checkpoint import dense_config, experts_config, small_config, unified_config
 from refusals import refused
 
+from cabochon_convert.audio_config import AudioConfig, WaveformConfig
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.config import ModelConfig, read_config
 from cabochon_convert.text_config import RopeConfig
@@ -63,7 +64,7 @@ def test_the_published_config_gives_the_sizes_of_the_model(e2b: ModelConfig) -> 
     assert (text.vocabulary_size, text.hidden_size, text.per_layer_input_size, text.heads) == (262_144, 1536, 256, 8)
     assert (text.sliding_window, text.max_positions, text.final_logit_softcap) == (512, 131_072, 30.0)
     assert text.rope == {"sliding": RopeConfig(10_000.0, 1.0), "full": RopeConfig(1_000_000.0, 0.25)}
-    assert e2b.audio is not None
+    assert isinstance(e2b.audio, AudioConfig)
     assert (e2b.audio.hidden_size, e2b.audio.layer_count, e2b.audio.heads, e2b.audio.output_size) == (1024, 12, 8, 1536)
     assert (e2b.audio_token, e2b.begin_audio_token, e2b.end_audio_token) == (258_881, 256_000, 258_883)
     assert e2b.eos_tokens == (1, 106)
@@ -168,6 +169,29 @@ def test_a_unified_config_with_per_layer_embeddings_is_refused() -> None:
     config["text_config"]["hidden_size_per_layer_input"] = 256
     with refused(CheckpointError, "hidden_size_per_layer_input"):
         read_config(config, with_audio=False, with_vision=False)
+
+
+def test_a_unified_config_says_how_many_samples_a_token_has() -> None:
+    assert read_config(unified_config(), with_vision=False).audio == WaveformConfig(640, 1e-6)
+    for key in ("audio_samples_per_token", "hidden_size", "output_proj_dims"):
+        config = unified_config()
+        config["audio_config"][key] = 320
+        with refused(CheckpointError, "audio_embed_dim 640", f"{key} 320"):
+            read_config(config, with_vision=False)
+        del config["audio_config"]["audio_embed_dim"]
+        assert read_config(config, with_vision=False).audio == WaveformConfig(320, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"audio_embed_dim": 0}, {"audio_embed_dim": "640"}, {"rms_norm_eps": 0}, {"conv_kernel_size": 5}, {"surprise": 1}],
+    ids=str,
+)
+def test_another_hearing_without_an_encoder_is_refused(change: dict[str, Any]) -> None:
+    config = unified_config()
+    config["audio_config"] |= change
+    with refused(CheckpointError, *change):
+        read_config(config, with_vision=False)
 
 
 def test_images_without_an_encoder_are_refused_until_they_are_left_out() -> None:

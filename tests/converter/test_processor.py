@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,15 +14,17 @@ from random_checkpoint import small_config
 from refusals import refused
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
+from cabochon.log_mel import LogMelParameters
 from cabochon.manifest import Sampling
 from cabochon.tokenizer import Tokenizer
+from cabochon.waveform_frames import WaveformFrameParameters
+from cabochon_convert.audio_config import AudioConfig, WaveformConfig
+from cabochon_convert.audio_frontend import AudioFrontend, read_audio_frontend
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.config import ModelConfig, read_config
 from cabochon_convert.processor import (
-    AudioFrontend,
     ImageFrontend,
     check_vocabulary,
-    read_audio_frontend,
     read_chat_template,
     read_image_frontend,
     read_sampling,
@@ -45,9 +48,20 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(TINY / "tokenizer.json")
 
 
+def audio_config() -> AudioConfig:
+    audio = read_config(small_config()).audio
+    assert isinstance(audio, AudioConfig)
+    return audio
+
+
 def frontend_of(folder: Path, **processor: Any) -> AudioFrontend:
     (folder / "processor_config.json").write_text(json.dumps(processor))
-    return read_audio_frontend(folder)
+    return read_audio_frontend(folder, audio_config())
+
+
+def waveform_frontend_of(folder: Path, **processor: Any) -> AudioFrontend:
+    (folder / "processor_config.json").write_text(json.dumps(processor))
+    return read_audio_frontend(folder, WaveformConfig(640, 1e-6))
 
 
 def image_frontend_of(folder: Path, config: ModelConfig, **processor: Any) -> ImageFrontend:
@@ -62,8 +76,9 @@ def sampling_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer, **gener
 
 
 def test_a_checkpoint_that_says_nothing_about_audio_gets_the_default_and_a_note(tmp_path: Path) -> None:
-    frontend = read_audio_frontend(tmp_path)
-    assert (frontend.log_mel.sample_rate, frontend.log_mel.mel_bins) == (16_000, 128)
+    frontend = read_audio_frontend(tmp_path, audio_config())
+    assert isinstance(frontend.frames, LogMelParameters)
+    assert (frontend.frames.sample_rate, frontend.frames.mel_bins) == (16_000, 128)
     assert frontend.max_samples == 30 * 16_000
     assert "default" in frontend.note
     assert frontend_of(tmp_path, feature_extractor={}).note == ""
@@ -83,6 +98,7 @@ def test_a_checkpoint_that_says_nothing_about_audio_gets_the_default_and_a_note(
         {"max_frequency": 9000},
         {"mel_floor": float("inf")},
         {"sampling_rate": "fast"},
+        {"feature_size": 80},
     ],
     ids=str,
 )
@@ -95,6 +111,29 @@ def test_a_frontend_that_is_not_implemented_is_refused(tmp_path: Path, setting: 
 def test_an_impossible_length_of_clips_is_refused(tmp_path: Path, length: Any) -> None:
     with refused(CheckpointError, "processor_config.json"):
         frontend_of(tmp_path, audio_seq_length=length)
+
+
+def test_samples_are_cut_as_the_extractor_that_transformers_saves_says(tmp_path: Path) -> None:
+    saved = transformers.Gemma4UnifiedAudioFeatureExtractor().to_dict()
+    frontend = waveform_frontend_of(tmp_path, feature_extractor=saved)
+    frames = WaveformFrameParameters(sample_rate=16_000, frame_length=640)
+    assert frontend == AudioFrontend(frames, 30 * 16_000, "")
+    silent = waveform_frontend_of(tmp_path)
+    assert (silent.frames, silent.max_samples) == (frames, 30 * 16_000)
+    assert "default" in silent.note
+
+
+def test_settings_of_log_mels_change_nothing_where_samples_are_heard(tmp_path: Path) -> None:
+    frontend = waveform_frontend_of(tmp_path, feature_extractor={"hop_length": 160, "dither": 0.0, "fft_length": 512})
+    assert frontend.frames == WaveformFrameParameters(sample_rate=16_000, frame_length=640)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"surprise": 1}, {"audio_samples_per_token": 320}, {"sampling_rate": 0}, {"sampling_rate": []}], ids=str
+)
+def test_samples_that_are_cut_in_another_way_are_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
+    with refused(CheckpointError, "processor_config.json"):
+        waveform_frontend_of(tmp_path, feature_extractor=setting)
 
 
 def test_an_image_makes_as_many_tokens_as_the_processor_says(tmp_path: Path, config: ModelConfig) -> None:

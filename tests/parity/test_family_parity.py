@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 from random_checkpoint import (
@@ -22,11 +23,13 @@ from random_checkpoint import (
 )
 from refusals import refused
 
+import cabochon
 from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings
 from cabochon.embedder import open_embedder
 from cabochon.engines import open_session
 from cabochon.package import open_package
+from cabochon.prompt import Message
 from cabochon.sampling import soft_cap
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.convert import ConversionSettings, convert_onnx
@@ -38,7 +41,7 @@ POSITIONS = 120
 """Several times the sliding window of 24."""
 PREFILL = (50, 1, 1, 37, 1, 30)
 """Runs that the positions are cut into."""
-FLOAT = ConversionSettings(RECIPES["float"], text_only=True)
+FLOAT = ConversionSettings(RECIPES["float"], without_vision=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +160,67 @@ def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense: Memb
     assert (bits["layers.2.self_attn.k_proj.weight"], bits["layers.1.self_attn.k_proj.weight"]) == (8, 4)
     assert bits["layers.1.self_attn.v_proj.weight"] == 8
     assert "layers.2.self_attn.v_proj.weight" not in bits
+
+
+@pytest.mark.parametrize("samples", [1, 640, 641, 16_000, 33_333])
+def test_what_a_unified_model_hears_equals_transformers(unified: Member, samples: int) -> None:
+    clip = (0.1 * np.random.default_rng(samples).standard_normal(samples)).astype(np.float32)
+    package = open_package(unified.package)
+    audio, encoder = package.manifest.audio, open_session(package, "onnx", EngineSettings(threads=1)).audio_encoder
+    assert audio is not None
+    assert encoder is not None
+    found = encoder.encode(audio.make_frames(clip))
+    extracted = transformers.Gemma4UnifiedAudioFeatureExtractor()([clip], return_tensors="pt")
+    with torch.no_grad():
+        features = load_transformers(unified.checkpoint).model.get_audio_features(**extracted)
+    expected = features.pooler_output[0].numpy()
+    assert found.shape == expected.shape == (audio.token_count(-(-samples // 640)), 64)
+    # float32 sums in another order.
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_unified_package_hears_and_answers_as_its_checkpoint(unified: Member) -> None:
+    (report,) = verify_packages([unified.package], unified.checkpoint, Silence())
+    assert report.passed
+    assert [comparison.tokens for comparison in report.audio] == [3, 13, 31, 81, 176]
+    assert max(comparison.relative_error for comparison in report.audio) <= 1e-5
+    spoken = [comparison for comparison in report.logits if comparison.prompt != "question"]
+    assert len(spoken) == len(report.audio)
+    for comparison in spoken:
+        assert comparison.relative_error <= 2e-5
+        assert comparison.greedy_agreement == comparison.greedy_tokens
+
+
+def test_a_unified_package_takes_sounds_like_any_other(unified: Member, tmp_path: Path) -> None:
+    manifest = open_package(unified.package).manifest
+    assert manifest.audio is not None
+    assert (manifest.audio.log_mel, manifest.audio.frames_per_token) == (None, 1)
+    assert manifest.source.architecture == "Gemma4UnifiedForConditionalGeneration"
+    model = cabochon.load(unified.package)
+    positions = []
+    for seconds in (1, 2):
+        sound = tmp_path / f"{seconds}.wav"
+        soundfile.write(sound, 0.3 * np.sin(np.arange(seconds * 16_000) / 9), 16_000)
+        answer = model.transcribe(sound, language="English", max_tokens=4)
+        assert "".join(answer)
+        assert answer.statistics.audio_seconds == seconds
+        positions.append(answer.statistics.prompt_positions)
+    assert positions[1] - positions[0] == 25  # of 40 ms each
+    assert "".join(model.chat([Message("user", "Hello")], max_tokens=4))
+
+
+def test_a_unified_projector_stays_float_and_the_decoder_is_rounded(unified: Member, tmp_path: Path) -> None:
+    settings = ConversionSettings(RECIPES["int4-mixed"], without_vision=True)
+    manifest = convert_onnx(unified.checkpoint, tmp_path / "package", settings).manifest
+    bits = {applied.tensor: applied.bits for applied in manifest.recipe.precisions}
+    assert bits["model.embed_audio.embedding_projection.weight"] == 32
+    assert bits["model.language_model.layers.0.mlp.gate_proj.weight"] == 4
+
+
+def test_images_without_an_encoder_are_refused_until_they_are_left_out(unified: Member, tmp_path: Path) -> None:
+    with refused(CheckpointError, "Gemma4UnifiedForConditionalGeneration", "without an encoder", "--no-vision"):
+        convert_onnx(unified.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+    assert not (tmp_path / "package").exists()
 
 
 def test_images_that_look_ahead_are_refused_until_they_are_left_out(dense: Member, tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def relative_errors(package: Path, reference: Any) -> list[float]:
     errors = []
     for prompt in (writer.probe(made_up_clips(opened.manifest.audio)[2]), writer.probe(None)):
         inputs: dict[str, Any] = {}
-        if prompt.log_mel is not None:
-            inputs["input_features"] = torch.from_numpy(prompt.log_mel[None])
-            inputs["input_features_mask"] = torch.ones((1, len(prompt.log_mel)), dtype=torch.bool)
+        if prompt.frames is not None:
+            inputs["input_features"] = torch.from_numpy(prompt.frames[None])
+            inputs["input_features_mask"] = torch.ones((1, len(prompt.frames)), dtype=torch.bool)
         with torch.no_grad():
             expected = np.asarray(reference(input_ids=torch.tensor([prompt.tokens]), **inputs).logits[0])
         logits = found.logits(prompt, len(prompt.tokens))

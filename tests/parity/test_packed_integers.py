@@ -132,7 +132,7 @@ def test_logits_are_those_of_transformers(converted: tuple[Path, Path]) -> None:
     model, opened = load(checkpoint), open_package(package)
     found, writer = ConvertedModel(opened, "onnx"), QuestionWriter(opened)
     for prompt in (writer.probe(made_up_clips(opened.manifest.audio)[2]), writer.probe(None)):
-        expected = reference_logits(model, prompt.tokens, prompt.log_mel)
+        expected = reference_logits(model, prompt.tokens, prompt.frames)
         logits = found.logits(prompt, len(prompt.tokens))
         # float32 sums in another order.
         assert np.abs(logits - expected).mean() / np.abs(expected).mean() <= 1e-5

@@ -66,12 +66,12 @@ def test_logits_and_audio_embeddings_are_those_of_the_plainly_loaded_model(
     reference = open_reference(checkpoint, memory)
     for prompt in prompts[:3]:
         sound: dict[str, Any] = {}
-        if prompt.log_mel is not None:
-            mask = torch.ones((1, len(prompt.log_mel)), dtype=torch.bool)
-            sound = {"input_features": torch.from_numpy(prompt.log_mel)[None], "input_features_mask": mask}
+        if prompt.frames is not None:
+            mask = torch.ones((1, len(prompt.frames)), dtype=torch.bool)
+            sound = {"input_features": torch.from_numpy(prompt.frames)[None], "input_features_mask": mask}
             with torch.no_grad():
                 embeddings = plain.model.get_audio_features(*sound.values()).pooler_output[0]
-            np.testing.assert_allclose(reference.audio_embeddings([prompt.log_mel])[0], embeddings, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(reference.audio_embeddings([prompt.frames])[0], embeddings, rtol=0, atol=1e-6)
         with torch.no_grad():
             expected = plain(input_ids=torch.tensor([prompt.tokens]), **sound).logits[0]
         ((_, found),) = reference.logits([prompt], [len(prompt.tokens)])
@@ -101,7 +101,7 @@ def test_prompts_that_run_together_give_what_each_gives_alone(
         ((_, alone),) = reference.logits([prompt], [keep[index]])
         assert together[index].shape == alone.shape == (keep[index], alone.shape[1])
         assert np.abs(together[index] - alone).max() <= BATCH_TOLERANCE * np.abs(alone).max()
-    clips = [prompt.log_mel for prompt in prompts if prompt.log_mel is not None]
+    clips = [prompt.frames for prompt in prompts if prompt.frames is not None]
     for clip, found in zip(clips, reference.audio_embeddings(clips), strict=True):
         (alone,) = reference.audio_embeddings([clip])
         assert np.abs(found - alone).max() <= BATCH_TOLERANCE * np.abs(alone).max()

@@ -75,9 +75,9 @@ def prompts_of(package: Path) -> list[Prompt]:
 
 def reference_logits(model: Any, prompt: Prompt) -> np.ndarray:
     inputs: dict[str, Any] = {}
-    if prompt.log_mel is not None:
-        inputs["input_features"] = torch.from_numpy(prompt.log_mel[None])
-        inputs["input_features_mask"] = torch.ones((1, len(prompt.log_mel)), dtype=torch.bool)
+    if prompt.frames is not None:
+        inputs["input_features"] = torch.from_numpy(prompt.frames[None])
+        inputs["input_features_mask"] = torch.ones((1, len(prompt.frames)), dtype=torch.bool)
     with torch.no_grad():
         return np.asarray(model(input_ids=torch.tensor([prompt.tokens]), **inputs).logits[0])
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
+from cabochon.audio_model import AudioModel
 from cabochon.backend import LONGEST_RUN
 from cabochon.decode import decode, prefill
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
-from cabochon.manifest import AudioModel, manifest_from_text
+from cabochon.manifest import manifest_from_text
 from cabochon.sampling import Sampler, SamplingSettings
 
 VOCABULARY, HIDDEN, WIDTH, PAD = 100, 4, 6, 0

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cabochon.log_mel import LogMelParameters, log_mel
-from cabochon_convert.processor import DEFAULT_LOG_MEL
+from cabochon_convert.audio_frontend import DEFAULT_LOG_MEL
 
 PUBLISHED = DEFAULT_LOG_MEL
 

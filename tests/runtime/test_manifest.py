@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
+from cabochon.audio_model import AudioModel
 from cabochon.errors import PackageError
 from cabochon.log_mel import LogMelParameters
 from cabochon.manifest import (
     FORMAT_VERSION,
     AppliedPrecision,
     AppliedRecipe,
-    AudioModel,
     EmbeddingTable,
     Engine,
     FileRecord,
@@ -38,6 +38,7 @@ from cabochon.manifest import (
     read_manifest,
 )
 from cabochon.vision_model import VisionModel
+from cabochon.waveform_frames import WaveformFrameParameters
 
 # A manifest is written as UTF-8, which has no surrogates.
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -187,9 +188,18 @@ def audio_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[AudioModel
         max_frequency=st.floats(1000, 8000),
         mel_floor=st.floats(1e-9, 1),
     )
+    samples = st.builds(WaveformFrameParameters, sample_rate=SIZES, frame_length=SIZES)
+    frontends = st.tuples(parameters, st.none()) | st.tuples(st.none(), samples)
+    return frontends.flatmap(lambda pair: audio_models_of(*pair, tokens))
+
+
+def audio_models_of(
+    log_mel: LogMelParameters | None, waveform_frames: WaveformFrameParameters | None, tokens: st.SearchStrategy[int]
+) -> st.SearchStrategy[AudioModel]:
     return st.builds(
         AudioModel,
-        log_mel=parameters,
+        log_mel=st.just(log_mel),
+        waveform_frames=st.just(waveform_frames),
         max_samples=SIZES,
         frames_per_token=SIZES,
         begin_token=tokens,
@@ -242,12 +252,12 @@ def test_a_manifest_survives_writing_and_reading(manifest: Manifest) -> None:
     assert manifest_from_text(manifest_to_text(manifest), "manifest.json") == manifest
 
 
-def test_the_written_bytes_are_those_of_format_version_2() -> None:
+def test_the_written_bytes_are_those_of_format_version_3() -> None:
     golden = GOLDEN_MANIFEST.read_bytes()
     assert manifest_to_text(manifest_from_text(golden.decode(), "golden")).encode() == golden
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 99, "1", "2", [], None, 1.5, True, 1.0])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, 99, "1", "3", [], None, 1.5, True, 1.0])
 def test_another_format_version_is_refused_before_anything_else_is_read(version: Any) -> None:
     with refused(PackageError, "manifest.json", "format"):
         manifest_from_text(json.dumps({"format_version": version, "whatever": 1}), "manifest.json")
@@ -416,6 +426,16 @@ def test_a_manifest_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
         file.truncate(3 << 30)
     with refused(PackageError, "too long"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("frontends", [("log_mel", "waveform_frames"), ()], ids=["both", "none"])
+def test_a_model_that_hears_in_two_ways_or_in_none_is_refused(frontends: tuple[str, ...]) -> None:
+    value = golden_value()
+    samples = {"sample_rate": 16_000, "frame_length": 640}
+    known = {"log_mel": value["audio"]["log_mel"], "waveform_frames": samples}
+    value["audio"] |= {name: known[name] if name in frontends else None for name in known}
+    with refused(PackageError, "either log_mel or waveform_frames"):
+        manifest_from_text(json.dumps(value), "manifest.json")
 
 
 def test_audio_tokens_count_a_started_token_as_whole() -> None:

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from cabochon.arrays import Float32Array
-from cabochon_convert.processor import DEFAULT_LOG_MEL
+from cabochon_convert.audio_frontend import DEFAULT_LOG_MEL
 
 from .prompts import AUDIO, BEGIN_OF_AUDIO, END_OF_AUDIO
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabochon.log_mel import log_mel
-from cabochon_convert.processor import DEFAULT_LOG_MEL
+from cabochon_convert.audio_frontend import DEFAULT_LOG_MEL
 
 from .phrasebook import Sentence, draw, spoken_words
 from .room import spoil

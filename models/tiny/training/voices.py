@@ -19,7 +19,7 @@ import numpy.typing as npt
 import soxr
 import ttspico
 
-from cabochon_convert.processor import DEFAULT_LOG_MEL
+from cabochon_convert.audio_frontend import DEFAULT_LOG_MEL
 
 Float32Array = npt.NDArray[np.float32]
 
