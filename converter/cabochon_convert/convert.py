@@ -249,7 +249,8 @@ def _build_engine(
     audio_encoder = vision_encoder = None
     applied = dict(decoder.applied)
     if config.audio is not None and draft.audio is not None:
-        progress.start("audio encoder", checkpoint.size_of("model.audio_tower."), "B")
+        sizes = (checkpoint.size_of(f"model.{part}.") for part in ("audio_tower", "embed_audio"))
+        progress.start("audio encoder", sum(sizes), "B")
         path, hidden_size = folder / "audio_encoder.onnx", text.hidden_size
         if isinstance(config.audio, WaveformConfig):
             audio_encoder = build_waveform_projector(checkpoint, config.audio, hidden_size, settings, path)

@@ -137,9 +137,11 @@ def read_text(
 
 def _refuse_experts(text: dict[str, Any]) -> None:
     if require_value(text, "enable_moe_block", (False, True), default=False):
+        count = text.get("num_experts")
+        experts = f"{count} experts" if type(count) is int else "experts"
         raise CheckpointError(
-            f"text_config.enable_moe_block is true: the model is a mixture of {text.get('num_experts')} experts (as "
-            "Gemma 4 26B-A4B is), which is not implemented: convert a dense model of the family."
+            f"text_config.enable_moe_block is true: the model is a mixture of {experts} (as Gemma 4 26B-A4B is), which "
+            "is not implemented, so convert a dense model of the family."
         )
 
 
