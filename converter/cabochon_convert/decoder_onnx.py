@@ -8,7 +8,8 @@ capacity of the full caches, W that of the sliding ones):
     total_length      int32 []                          positions in the full caches after this run
     window_length     int32 []                          rows in the sliding caches after this run
     logits_to_keep    int64 [1]                         K
-    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer
+    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer. C is
+                                                        total_length where a full cache has one head
     logits            float32 [1, K, vocabulary]        before the soft cap
 
 Layers that share another layer's cache store nothing, so only the last K positions have to go through them. Sliding
@@ -24,6 +25,7 @@ import numpy as np
 from onnx import TensorProto
 
 from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
+from cabochon_convert.attention_onnx import AttentionWriter
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows, StoredMatrix
@@ -33,10 +35,6 @@ from cabochon_convert.text_config import LayerConfig, TextConfig
 PREFIX = "model.language_model."
 # Slice's way to say "to the end".
 END = np.iinfo(np.int64).max
-LENGTHS = {"full": "total_length", "sliding": "window_length"}
-"""By kind of layer, the input that counts rows of its cache."""
-CAPACITIES = {"full": "C", "sliding": "W"}
-"""By kind of layer, the name of its caches' capacity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class _DecoderBuilder:
         self._checkpoint = checkpoint
         self._config = config
         self._context_length = context_length
-        self._caches: list[KeyValueCache] = []
+        self._attention_writer = AttentionWriter(graph, config)
 
     def build(self) -> tuple[tuple[KeyValueCache, ...], StoredMatrix]:
         graph, config = self._graph, self._config
@@ -98,21 +96,18 @@ class _DecoderBuilder:
         tensor = EMBEDDING if config.ties_embeddings else HEAD
         head = self._writer.head(normed, MatrixRows.whole(tensor, config.vocabulary_size, config.hidden_size), "logits")
         graph.output("logits", "float32", (1, "K", config.vocabulary_size))
-        return tuple(self._caches), head
+        return tuple(self._attention_writer.caches), head
 
     def _declare_lengths(self) -> None:
-        """Counters: GroupQueryAttention wants the last position as a list, Slice wants a negative start."""
+        """Counters of positions and of rows in caches."""
         graph = self._graph
-        one = graph.constant("one.int32", 1, np.int32)
         graph.input("total_length", "int32", ())
         if any(layer.kind == "sliding" for layer in self._config.layers):
             graph.input("window_length", "int32", ())
         graph.input("logits_to_keep", "int64", (1,))
+        # Slice wants a negative start.
         graph.node("Neg", ["logits_to_keep"], "keep_start")
-        for kind, length in LENGTHS.items():
-            if any(layer.kind == kind for layer in self._config.layers):
-                last = graph.node("Sub", [length, one], f"last_row.{kind}.scalar")
-                graph.node("Reshape", [last, graph.constant("shape.one", [1], np.int64)], f"last_row.{kind}")
+        self._attention_writer.write_counters()
         self._write_positions()
 
     def _write_positions(self) -> None:
@@ -211,7 +206,7 @@ class _DecoderBuilder:
         return graph.node("Mul", [hidden, scalar], f"{name}.output")
 
     def _attention(self, index: int, layer: LayerConfig, x: str) -> str:
-        graph, config, name = self._graph, self._config, f"layers.{index}.self_attn"
+        config, name = self._config, f"layers.{index}.self_attn"
         query_size, kv_size = config.heads * layer.head_size, layer.kv_heads * layer.head_size
         query_rows = self._matrix(f"{name}.q_proj.weight", query_size, config.hidden_size)
         if layer.cache_layer == index:
@@ -219,59 +214,18 @@ class _DecoderBuilder:
             rows = [self._matrix(f"{name}.{part}_proj.weight", kv_size, config.hidden_size) for part in parts]
             outputs = [f"{name}.{part}" for part in ("q", *parts)]
             query, key, *values = self._writer.fused(x, [query_rows, *rows], outputs)
-            value = values[0] if values else graph.node("Identity", [key], f"{name}.v")
-            key = self._head_norm(key, f"{name}.k_norm.weight", layer.kv_heads, layer.head_size)
-            value = self._head_norm(value, None, layer.kv_heads, layer.head_size)
+            value = values[0] if values else self._graph.node("Identity", [key], f"{name}.v")
+            new_rows = (
+                self._head_norm(key, f"{name}.k_norm.weight", layer.kv_heads, layer.head_size),
+                self._head_norm(value, None, layer.kv_heads, layer.head_size),
+            )
         else:
             query = self._writer.linear(x, query_rows, f"{name}.q")
-            key = value = graph.constant(f"no_keys.{kv_size}", np.zeros((1, 0, kv_size)))
+            new_rows = None
         query = self._head_norm(query, f"{name}.q_norm.weight", config.heads, layer.head_size)
-        attended = self._grouped_query_attention(index, layer, query, key, value)
+        attended = self._attention_writer.attention(index, layer, query, new_rows)
         matrix = self._matrix(f"{name}.o_proj.weight", config.hidden_size, query_size)
         return self._writer.linear(attended, matrix, f"{name}.o")
-
-    def _grouped_query_attention(self, index: int, layer: LayerConfig, query: str, key: str, value: str) -> str:
-        """Rotation, cache update and attention in one kernel; a layer that shares reads the owner's updated cache."""
-        graph = self._graph
-        attributes = {
-            "num_heads": self._config.heads,
-            "kv_num_heads": layer.kv_heads,
-            "scale": 1.0,  # queries and keys are normed instead
-            "do_rotary": 1,
-        }
-        if layer.kind == "sliding":
-            attributes["local_window_size"] = self._config.sliding_window
-        outputs = [f"layers.{index}.self_attn.attended"]
-        if layer.cache_layer == index:
-            cache = self._declare_cache(index, layer)
-            pasts = [cache.past_key, cache.past_value]
-            outputs += [cache.present_key, cache.present_value]
-        else:
-            pasts = [f"present_{part}_{layer.cache_layer}" for part in ("key", "value")]
-        rotations = [f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
-        inputs = [query, key, value, *pasts, f"last_row.{layer.kind}", LENGTHS[layer.kind], *rotations]
-        if layer.kind == "sliding":
-            inputs.append("positions" if layer.cache_layer == index else "positions.kept")
-        return graph.multi_node("GroupQueryAttention", inputs, outputs, attributes, MICROSOFT)[0]
-
-    def _declare_cache(self, index: int, layer: LayerConfig) -> KeyValueCache:
-        cache = KeyValueCache(
-            layer=index,
-            kind=layer.kind,
-            window=self._config.sliding_window if layer.kind == "sliding" else 0,
-            heads=layer.kv_heads,
-            head_size=layer.head_size,
-            past_key=f"past_key_{index}",
-            past_value=f"past_value_{index}",
-            present_key=f"present_key_{index}",
-            present_value=f"present_value_{index}",
-        )
-        shape = (1, layer.kv_heads, CAPACITIES[layer.kind], layer.head_size)
-        for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
-            self._graph.input(past, "float32", shape)
-            self._graph.output(present, "float32", shape)
-        self._caches.append(cache)
-        return cache
 
     def _head_norm(self, x: str, tensor: str | None, heads: int, head_size: int) -> str:
         """Norm each head of [1, S, heads * head size]; values are normed without a weight."""

@@ -8,7 +8,7 @@ caps them, since genai samples from them as they are. genai_config.json says how
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Engine, Manifest, RowRegion
+from cabochon_convert.attention_onnx import SINGLE
 from cabochon_convert.graph_onnx import Attribute
 from cabochon_convert.text_config import TextConfig
 
@@ -46,7 +47,9 @@ def write_genai(manifest: Manifest, engine: Engine, config: TextConfig, folder: 
     if engine.per_layer_embeddings is not None:
         front.look_up(engine.per_layer_embeddings, "per_layer_inputs")
     graph = model.graph
-    decoder_nodes = list(graph.node)
+    # genai binds caches at full length, which the way for single positions does not expect.
+    decoder_nodes = [node for node in graph.node if node.output[0] not in SINGLE.values()]
+    front.decide_against(SINGLE.values())
     (head,) = (node for node in decoder_nodes if "logits" in node.output)
     head.name = head.output[0] = RAW_LOGITS
     front.cap_logits(manifest.text.final_logit_softcap)
@@ -89,6 +92,11 @@ class _Front:
         self._node("Cast", ["genai.positions"], "total_length", {"to": TensorProto.INT32})
         self._node("Cast", ["genai.positions"], "window_length", {"to": TensorProto.INT32})
         self.initializers.append(numpy_helper.from_array(np.array([1], np.int64), "logits_to_keep"))
+
+    def decide_against(self, conditions: Iterable[str]) -> None:
+        """Conditions that are never met."""
+        for condition in conditions:
+            self.initializers.append(numpy_helper.from_array(np.array([False]), condition))
 
     def look_up(self, table: EmbeddingTable, output: str) -> None:
         """Scaled rows of a table: float32 [1, S, columns]."""

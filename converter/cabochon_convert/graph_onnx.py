@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,7 +21,7 @@ IR_VERSION = 10
 INLINE_BYTES = 1024
 PAGE_BYTES = 4096
 
-Attribute = int | float | str | Sequence[int]
+Attribute = int | float | str | Sequence[int] | onnx.GraphProto
 
 
 class OnnxGraph:
@@ -79,6 +79,18 @@ class OnnxGraph:
         node.attribute.extend(helper.make_attribute(key, value) for key, value in (attributes or {}).items())
         self._nodes.append(node)
         return list(outputs)
+
+    def subgraph(self, name: str, build: Callable[[], str]) -> onnx.GraphProto:
+        """A branch of an If node: what `build` adds goes there, and the value that it returns comes out.
+
+        Weights and constants stay those of the whole graph, and its values can be read.
+        """
+        outside, self._nodes = self._nodes, []
+        try:
+            output = helper.make_tensor_value_info(build(), TensorProto.FLOAT, None)
+            return helper.make_graph(self._nodes, name, [], [output])
+        finally:
+            self._nodes = outside
 
     def constant(self, name: str, value: Any, dtype: type[np.generic] = np.float32) -> str:
         """A small constant; asked for twice under one name, it is stored once."""

@@ -59,6 +59,12 @@ class OnnxDecoder:
             raise RequestError(
                 f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
             ) from None
+        # What is bound again for every run: see `_bind_filled`.
+        self._growing = [
+            (cache, pair)
+            for cache, pair in zip(engine.caches, self._buffers, strict=True)
+            if not cache.window and cache.heads == 1
+        ]
         self._sliding = self._sliding_caches(engine)
         self._total_length = np.zeros((), np.int32)
         self._window_length = np.zeros((), np.int32)
@@ -93,6 +99,7 @@ class OnnxDecoder:
             self._window_length[()] = self._sliding.make_room(position, count)
         if (count, logits_to_keep) != (self._positions, len(self._logits)):
             self._bind_positions(count, logits_to_keep)
+        self._bind_filled(position + count)
         self._inputs_embeds[0] = inputs_embeds
         self._per_layer_inputs[0] = per_layer_inputs
         self._total_length[()] = position + count
@@ -108,13 +115,24 @@ class OnnxDecoder:
         # The system hands out zeroed pages only when they are first written.
         shape = (1, cache.heads, self._rows_of(cache), cache.head_size)
         keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self._bind_pair(cache, keys, values)
+        return keys, values
+
+    def _bind_filled(self, rows: int) -> None:
+        """Bind full caches of one head as far as they are filled after the run.
+
+        So the graph can multiply with all that it is given; the rows of several heads do not lie together.
+        """
+        for cache, (keys, values) in self._growing:
+            self._bind_pair(cache, keys[:, :, :rows], values[:, :, :rows])
+
+    def _bind_pair(self, cache: KeyValueCache, keys: Float32Array, values: Float32Array) -> None:
         for buffer, past, present in (
             (keys, cache.past_key, cache.present_key),
             (values, cache.past_value, cache.present_value),
         ):
             _bind_input(self._binding, past, buffer)
             _bind_output(self._binding, present, buffer)
-        return keys, values
 
     def _sliding_caches(self, engine: Engine) -> SlidingCaches | None:
         sliding = [(cache, pair) for cache, pair in zip(engine.caches, self._buffers, strict=True) if cache.window]

@@ -1,0 +1,170 @@
+"""Attention of the text decoder: caches, rotation and the choice between two ways to the same numbers.
+
+Runs of many positions go through onnxruntime's GroupQueryAttention, which never holds a whole matrix of scores. A
+single position is answered by two plain multiplications instead: GroupQueryAttention would read the keys once per
+head, and the heads of Gemma 4 share them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto
+
+from cabochon.manifest import KeyValueCache
+from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
+from cabochon_convert.text_config import LayerConfig, TextConfig
+
+LENGTHS = {"full": "total_length", "sliding": "window_length"}
+"""By kind of layer, the input that counts rows of its cache."""
+CAPACITIES = {"full": "C", "sliding": "W"}
+"""By kind of layer, the name of its caches' capacity."""
+SINGLE = {True: "is_single.run", False: "is_single.kept"}
+"""By whether a layer owns a cache: whether it sees one position only. True for owners: one position is run."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """A cache after a layer has added its rows."""
+
+    keys: str
+    """float32 [1, heads, capacity, head size]"""
+    values: str
+    visible_keys: str
+    """Without the rows that the last position cannot see."""
+    visible_values: str
+
+
+class AttentionWriter:
+    """Adds the attention of each layer to a graph, between the projections of queries and outputs."""
+
+    def __init__(self, graph: OnnxGraph, config: TextConfig) -> None:
+        self._graph = graph
+        self._config = config
+        self._rows: dict[int, CacheRows] = {}
+        self.caches: list[KeyValueCache] = []
+
+    def write_counters(self) -> None:
+        """What all layers share: which row of a cache is the last, and whether there is one position only."""
+        graph = self._graph
+        one = graph.constant("one.int32", 1, np.int32)
+        zero = graph.constant("zero.index", [0], np.int64)
+        for kind in dict.fromkeys(layer.kind for layer in self._config.layers):
+            length = LENGTHS[kind]
+            last = graph.node("Sub", [length, one], f"last_row.{kind}.scalar")
+            graph.node("Reshape", [last, graph.constant("shape.one", [1], np.int64)], f"last_row.{kind}")
+            index = graph.node("Cast", [length], f"end_row.{kind}.scalar", {"to": TensorProto.INT64})
+            end = graph.node("Unsqueeze", [index, graph.constant("axis.0", [0], np.int64)], f"end_row.{kind}")
+            if kind == "sliding":
+                window = graph.constant("window", [self._config.sliding_window], np.int64)
+                start = graph.node("Sub", [end, window], "first_row.sliding.unbounded")
+                graph.node("Max", [start, zero], "first_row.sliding")
+        single = graph.constant("one.index", [1], np.int64)
+        count = graph.node("Shape", ["inputs_embeds"], "run.count", {"start": 1, "end": 2})
+        graph.node("Equal", [count, single], SINGLE[True])
+        graph.node("Equal", ["logits_to_keep", single], SINGLE[False])
+
+    def attention(self, index: int, layer: LayerConfig, query: str, new_rows: tuple[str, str] | None) -> str:
+        """Rotate, remember and attend: the answer [1, positions, heads * head size].
+
+        Args:
+            index: of the layer.
+            layer: its settings.
+            query: normed, [1, positions, heads * head size].
+            new_rows: keys and values, normed, [1, positions, key-value heads * head size]; None where the layer reads
+                another one's cache.
+        """
+        graph, owns = self._graph, layer.cache_layer == index
+        if new_rows is not None:
+            self._rows[index] = self._remember(index, layer, *new_rows)
+        rows = self._rows[layer.cache_layer]
+        name = f"layers.{index}.self_attn"
+        answer = f"{name}.attended"
+        positions = "positions" if owns else "positions.kept"
+        alone = graph.subgraph(f"{name}.single", lambda: self._attend_from_one(layer, query, rows, positions, name))
+        several = graph.subgraph(f"{name}.several", lambda: self._attend(layer, query, rows, positions, name))
+        return graph.node("If", [SINGLE[owns]], answer, {"then_branch": alone, "else_branch": several})
+
+    def _remember(self, index: int, layer: LayerConfig, key: str, value: str) -> CacheRows:
+        """Add rotated keys, and values, to the cache of a layer.
+
+        GroupQueryAttention alone writes in place. What it answers is not used; it is asked with few heads.
+        """
+        graph = self._graph
+        cache = self._declare_cache(index, layer)
+        self._grouped_query_attention(
+            layer,
+            layer.kv_heads,
+            [key, key, value, cache.past_key, cache.past_value],
+            "positions",
+            [f"layers.{index}.self_attn.unused", cache.present_key, cache.present_value],
+        )
+        visible = [cache.present_key, cache.present_value]
+        # A full cache of one head is bound as far as it is filled; other caches have rows behind what counts.
+        if layer.kind == "sliding" or layer.kv_heads > 1:
+            first = "first_row.sliding" if layer.kind == "sliding" else "zero.index"
+            axis = graph.constant("axis.2", [2], np.int64)
+            ends = [first, f"end_row.{layer.kind}", axis]
+            visible = [graph.node("Slice", [rows, *ends], f"{rows}.visible") for rows in visible]
+        return CacheRows(cache.present_key, cache.present_value, *visible)
+
+    def _attend(self, layer: LayerConfig, query: str, rows: CacheRows, positions: str, name: str) -> str:
+        """Any number of positions, which are in the cache already."""
+        size = layer.kv_heads * layer.head_size
+        nothing = self._graph.constant(f"no_keys.{size}", np.zeros((1, 0, size)))
+        inputs = [query, nothing, nothing, rows.keys, rows.values]
+        return self._grouped_query_attention(layer, self._config.heads, inputs, positions, [f"{name}.several.attended"])
+
+    def _attend_from_one(self, layer: LayerConfig, query: str, rows: CacheRows, positions: str, name: str) -> str:
+        """One position: all heads of a key-value head in one multiplication."""
+        graph, heads = self._graph, self._config.heads
+        rotations = [f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
+        rotated = graph.node(
+            "RotaryEmbedding", [query, positions, *rotations], f"{name}.rotated", {"num_heads": heads}, MICROSOFT
+        )
+        shape = [1, layer.kv_heads, heads // layer.kv_heads, layer.head_size]
+        by_head = graph.constant("shape.single." + "_".join(map(str, shape)), shape, np.int64)
+        queries = graph.node("Reshape", [rotated, by_head], f"{name}.queries")
+        # Without a scale: queries and keys are normed instead.
+        scores = graph.node("FusedMatMul", [queries, rows.visible_keys], f"{name}.scores", {"transB": 1}, MICROSOFT)
+        shares = graph.node("Softmax", [scores], f"{name}.shares", {"axis": -1})
+        answers = graph.node("MatMul", [shares, rows.visible_values], f"{name}.answers")
+        flat = graph.constant(f"shape.flat.{heads * layer.head_size}", [1, -1, heads * layer.head_size], np.int64)
+        return graph.node("Reshape", [answers, flat], f"{name}.single.attended")
+
+    def _grouped_query_attention(
+        self, layer: LayerConfig, heads: int, inputs: list[str], positions: str, outputs: list[str]
+    ) -> str:
+        attributes = {
+            "num_heads": heads,
+            "kv_num_heads": layer.kv_heads,
+            "scale": 1.0,  # queries and keys are normed instead
+            "do_rotary": 1,
+        }
+        counters = [f"last_row.{layer.kind}", LENGTHS[layer.kind]]
+        rotations = [f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
+        inputs = [*inputs, *counters, *rotations]
+        if layer.kind == "sliding":
+            attributes["local_window_size"] = self._config.sliding_window
+            inputs.append(positions)  # the rows of its cache say nothing about positions
+        return self._graph.multi_node("GroupQueryAttention", inputs, outputs, attributes, MICROSOFT)[0]
+
+    def _declare_cache(self, index: int, layer: LayerConfig) -> KeyValueCache:
+        cache = KeyValueCache(
+            layer=index,
+            kind=layer.kind,
+            window=self._config.sliding_window if layer.kind == "sliding" else 0,
+            heads=layer.kv_heads,
+            head_size=layer.head_size,
+            past_key=f"past_key_{index}",
+            past_value=f"past_value_{index}",
+            present_key=f"present_key_{index}",
+            present_value=f"present_value_{index}",
+        )
+        shape = (1, layer.kv_heads, CAPACITIES[layer.kind], layer.head_size)
+        for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
+            self._graph.input(past, "float32", shape)
+            self._graph.output(present, "float32", shape)
+        self.caches.append(cache)
+        return cache
