@@ -7,6 +7,7 @@ head, and the heads of Gemma 4 share them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,14 @@ CAPACITIES = {"full": "C", "sliding": "W"}
 """By kind of layer, the name of its caches' capacity."""
 SINGLE = {True: "is_single.run", False: "is_single.kept"}
 """By whether a layer owns a cache: whether it sees one position only. True for owners: one position is run."""
+
+
+def is_bound_exactly(kind: str, layers: Sequence[LayerConfig]) -> bool:
+    """Whether the graph is given no rows of caches of a kind but those that the run can see.
+
+    Where a cache has several heads, their rows do not lie together, so that the whole buffer is bound.
+    """
+    return all(layer.kv_heads == 1 for layer in layers if layer.kind == kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,10 @@ class AttentionWriter:
                 window = graph.constant("window", [self._config.sliding_window], np.int64)
                 start = graph.node("Sub", [end, window], "first_row.sliding.unbounded")
                 graph.node("Max", [start, zero], "first_row.sliding")
+        heads = graph.constant("shape.heads", [1, self._config.heads], np.int64)
+        one64 = graph.constant("one.int64", 1, np.int64)
+        last = graph.node("Sub", ["total_length.int64", one64], "position.last.scalar")
+        graph.node("Expand", [last, heads], "position.last")
         single = graph.constant("one.index", [1], np.int64)
         count = graph.node("Shape", ["inputs_embeds"], "run.count", {"start": 1, "end": 2})
         graph.node("Equal", [count, single], SINGLE[True])
@@ -71,7 +84,7 @@ class AttentionWriter:
         Args:
             index: of the layer.
             layer: its settings.
-            query: normed, [1, positions, heads * head size].
+            query: normed, [1, positions * heads, head size].
             new_rows: keys and values, normed, [1, positions, key-value heads * head size]; None where the layer reads
                 another one's cache.
         """
@@ -82,7 +95,7 @@ class AttentionWriter:
         name = f"layers.{index}.self_attn"
         answer = f"{name}.attended"
         positions = "positions" if owns else "positions.kept"
-        alone = graph.subgraph(f"{name}.single", lambda: self._attend_from_one(layer, query, rows, positions, name))
+        alone = graph.subgraph(f"{name}.single", lambda: self._attend_from_one(layer, query, rows, name))
         several = graph.subgraph(f"{name}.several", lambda: self._attend(layer, query, rows, positions, name))
         return graph.node("If", [SINGLE[owns]], answer, {"then_branch": alone, "else_branch": several})
 
@@ -101,8 +114,7 @@ class AttentionWriter:
             [f"layers.{index}.self_attn.unused", cache.present_key, cache.present_value],
         )
         visible = [cache.present_key, cache.present_value]
-        # A full cache of one head is bound as far as it is filled; other caches have rows behind what counts.
-        if layer.kind == "sliding" or layer.kv_heads > 1:
+        if not is_bound_exactly(layer.kind, self._config.layers):
             first = "first_row.sliding" if layer.kind == "sliding" else "zero.index"
             axis = graph.constant("axis.2", [2], np.int64)
             ends = [first, f"end_row.{layer.kind}", axis]
@@ -111,27 +123,32 @@ class AttentionWriter:
 
     def _attend(self, layer: LayerConfig, query: str, rows: CacheRows, positions: str, name: str) -> str:
         """Any number of positions, which are in the cache already."""
-        size = layer.kv_heads * layer.head_size
-        nothing = self._graph.constant(f"no_keys.{size}", np.zeros((1, 0, size)))
-        inputs = [query, nothing, nothing, rows.keys, rows.values]
+        graph, size = self._graph, layer.kv_heads * layer.head_size
+        nothing = graph.constant(f"no_keys.{size}", np.zeros((1, 0, size)))
+        inputs = [self._flat(layer, query, f"{name}.queries"), nothing, nothing, rows.keys, rows.values]
         return self._grouped_query_attention(layer, self._config.heads, inputs, positions, [f"{name}.several.attended"])
 
-    def _attend_from_one(self, layer: LayerConfig, query: str, rows: CacheRows, positions: str, name: str) -> str:
-        """One position: all heads of a key-value head in one multiplication."""
-        graph, heads = self._graph, self._config.heads
-        rotations = [f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
-        rotated = graph.node(
-            "RotaryEmbedding", [query, positions, *rotations], f"{name}.rotated", {"num_heads": heads}, MICROSOFT
-        )
-        shape = [1, layer.kv_heads, heads // layer.kv_heads, layer.head_size]
-        by_head = graph.constant("shape.single." + "_".join(map(str, shape)), shape, np.int64)
-        queries = graph.node("Reshape", [rotated, by_head], f"{name}.queries")
+    def _attend_from_one(self, layer: LayerConfig, query: str, rows: CacheRows, name: str) -> str:
+        """The last position alone: all heads of a key-value head in one multiplication."""
+        graph = self._graph
+        # Heads take the place of positions, all of them at the same one.
+        inputs = [query, "position.last", f"rotation.{layer.kind}.cos", f"rotation.{layer.kind}.sin"]
+        queries = graph.node("RotaryEmbedding", inputs, f"{name}.rotated", domain=MICROSOFT)
+        if layer.kv_heads > 1:
+            shape = [1, layer.kv_heads, -1, layer.head_size]
+            grouped = graph.constant("shape.grouped." + "_".join(map(str, shape)), shape, np.int64)
+            queries = graph.node("Reshape", [queries, grouped], f"{name}.grouped")
         # Without a scale: queries and keys are normed instead.
         scores = graph.node("FusedMatMul", [queries, rows.visible_keys], f"{name}.scores", {"transB": 1}, MICROSOFT)
         shares = graph.node("Softmax", [scores], f"{name}.shares", {"axis": -1})
         answers = graph.node("MatMul", [shares, rows.visible_values], f"{name}.answers")
-        flat = graph.constant(f"shape.flat.{heads * layer.head_size}", [1, -1, heads * layer.head_size], np.int64)
-        return graph.node("Reshape", [answers, flat], f"{name}.single.attended")
+        return self._flat(layer, answers, f"{name}.single.attended")
+
+    def _flat(self, layer: LayerConfig, x: str, output: str) -> str:
+        """To [1, positions, heads * head size]."""
+        size = self._config.heads * layer.head_size
+        shape = self._graph.constant(f"shape.flat.{size}", [1, -1, size], np.int64)
+        return self._graph.node("Reshape", [x, shape], output)
 
     def _grouped_query_attention(
         self, layer: LayerConfig, heads: int, inputs: list[str], positions: str, outputs: list[str]

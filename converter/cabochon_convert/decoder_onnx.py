@@ -8,9 +8,11 @@ capacity of the full caches, W that of the sliding ones):
     total_length      int32 []                          positions in the full caches after this run
     window_length     int32 []                          rows in the sliding caches after this run
     logits_to_keep    int64 [1]                         K
-    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer. C is
-                                                        total_length where a full cache has one head
+    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer
     logits            float32 [1, K, vocabulary]        before the soft cap
+
+Where all caches of a kind have one head, only what the run can see is bound, as its layers read all that they get: C is
+total_length, W is window_length, and at most the window before the first position and the run itself.
 
 Layers that share another layer's cache store nothing, so only the last K positions have to go through them. Sliding
 caches hold the newest rows only: keys are rotated by absolute positions, so old rows can be dropped from the front.
@@ -107,8 +109,8 @@ class _DecoderBuilder:
         graph.input("logits_to_keep", "int64", (1,))
         # Slice wants a negative start.
         graph.node("Neg", ["logits_to_keep"], "keep_start")
-        self._attention_writer.write_counters()
         self._write_positions()
+        self._attention_writer.write_counters()
 
     def _write_positions(self) -> None:
         """int64 [1, S] and [1, K]: rotations in sliding caches, whose rows say nothing about positions."""
@@ -216,29 +218,30 @@ class _DecoderBuilder:
             query, key, *values = self._writer.fused(x, [query_rows, *rows], outputs)
             value = values[0] if values else self._graph.node("Identity", [key], f"{name}.v")
             new_rows = (
-                self._head_norm(key, f"{name}.k_norm.weight", layer.kv_heads, layer.head_size),
-                self._head_norm(value, None, layer.kv_heads, layer.head_size),
+                self._flat(self._head_norm(key, f"{name}.k_norm.weight", layer.head_size), kv_size),
+                self._flat(self._head_norm(value, None, layer.head_size), kv_size),
             )
         else:
             query = self._writer.linear(x, query_rows, f"{name}.q")
             new_rows = None
-        query = self._head_norm(query, f"{name}.q_norm.weight", config.heads, layer.head_size)
+        query = self._head_norm(query, f"{name}.q_norm.weight", layer.head_size)
         attended = self._attention_writer.attention(index, layer, query, new_rows)
         matrix = self._matrix(f"{name}.o_proj.weight", config.hidden_size, query_size)
         return self._writer.linear(attended, matrix, f"{name}.o")
 
-    def _head_norm(self, x: str, tensor: str | None, heads: int, head_size: int) -> str:
-        """Norm each head of [1, S, heads * head size]; values are normed without a weight."""
+    def _head_norm(self, x: str, tensor: str | None, head_size: int) -> str:
+        """Norm each head of [1, S, heads * head size]: [1, S * heads, head size]. Values have no weight."""
         graph = self._graph
         by_head = graph.constant(f"shape.heads.{head_size}", [1, -1, head_size], np.int64)
-        flat = graph.constant(f"shape.flat.{heads * head_size}", [1, -1, heads * head_size], np.int64)
         split = graph.node("Reshape", [x, by_head], f"{x}.by_head")
         if tensor is None:
-            epsilon = self._config.norm_epsilon
-            normed = self._writer.norm_with(split, f"ones.{head_size}", f"{x}.normed_by_head", epsilon)
-        else:
-            normed = self._norm(split, tensor, head_size, f"{x}.normed_by_head")
-        return graph.node("Reshape", [normed, flat], f"{x}.normed")
+            return self._writer.norm_with(split, f"ones.{head_size}", f"{x}.normed", self._config.norm_epsilon)
+        return self._norm(split, tensor, head_size, f"{x}.normed")
+
+    def _flat(self, x: str, size: int) -> str:
+        """To [1, S, size]."""
+        shape = self._graph.constant(f"shape.flat.{size}", [1, -1, size], np.int64)
+        return self._graph.node("Reshape", [x, shape], f"{x}.flat")
 
     def _feed_forward(self, index: int, layer: LayerConfig, x: str) -> str:
         name, hidden, inner = f"layers.{index}.mlp", self._config.hidden_size, layer.intermediate_size

@@ -59,12 +59,13 @@ class OnnxDecoder:
             raise RequestError(
                 f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
             ) from None
-        # What is bound again for every run: see `_bind_filled`.
-        self._growing = [
-            (cache, pair)
-            for cache, pair in zip(engine.caches, self._buffers, strict=True)
-            if not cache.window and cache.heads == 1
-        ]
+        self._caches = engine.caches
+        # The rows of several heads do not lie together, so that all of them are bound once and for all.
+        self._bound_exactly = {
+            kind
+            for kind in {cache.kind for cache in engine.caches}
+            if all(cache.heads == 1 for cache in engine.caches if cache.kind == kind)
+        }
         self._sliding = self._sliding_caches(engine)
         self._total_length = np.zeros((), np.int32)
         self._window_length = np.zeros((), np.int32)
@@ -95,11 +96,14 @@ class OnnxDecoder:
             raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
         if count > LONGEST_RUN:
             raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        visible = {"full": range(position + count)}
         if self._sliding is not None:
-            self._window_length[()] = self._sliding.make_room(position, count)
+            rows = self._sliding.make_room(position, count)
+            visible["sliding"] = rows if "sliding" in self._bound_exactly else range(rows.stop)
+            self._window_length[()] = len(visible["sliding"])
         if (count, logits_to_keep) != (self._positions, len(self._logits)):
             self._bind_positions(count, logits_to_keep)
-        self._bind_filled(position + count)
+        self._bind_rows(visible)
         self._inputs_embeds[0] = inputs_embeds
         self._per_layer_inputs[0] = per_layer_inputs
         self._total_length[()] = position + count
@@ -118,13 +122,12 @@ class OnnxDecoder:
         self._bind_pair(cache, keys, values)
         return keys, values
 
-    def _bind_filled(self, rows: int) -> None:
-        """Bind full caches of one head as far as they are filled after the run.
-
-        So the graph can multiply with all that it is given; the rows of several heads do not lie together.
-        """
-        for cache, (keys, values) in self._growing:
-            self._bind_pair(cache, keys[:, :, :rows], values[:, :, :rows])
+    def _bind_rows(self, visible: dict[str, range]) -> None:
+        """Bind what the run can see of caches of one head: so the graph can multiply with all that it is given."""
+        for cache, (keys, values) in zip(self._caches, self._buffers, strict=True):
+            if cache.kind in self._bound_exactly:
+                rows = slice(visible[cache.kind].start, visible[cache.kind].stop)
+                self._bind_pair(cache, keys[:, :, rows], values[:, :, rows])
 
     def _bind_pair(self, cache: KeyValueCache, keys: Float32Array, values: Float32Array) -> None:
         for buffer, past, present in (

@@ -34,12 +34,15 @@ class SlidingCaches:
         """The first position whose window is still held whole."""
         return self._first + self._window - 1 if self._first else 0
 
-    def make_room(self, position: int, count: int) -> int:
-        """Forget what lies behind a position and what no later window needs; returns the rows held after the run.
+    def make_room(self, position: int, count: int) -> range:
+        """Forget what lies behind a position and what no later window needs.
 
         Args:
             position: of the run's first row: 0, or from `earliest_position` to the end of what was run.
             count: positions of the run, at most `LONGEST_RUN`.
+
+        Returns:
+            The rows that the run can see, its own included; all rows before them are held, too.
         """
         if position == 0:
             self._first = self._end = 0
@@ -52,7 +55,8 @@ class SlidingCaches:
         if rows + count > self._capacity:
             rows = self._move(rows, count)
         self._end = position + count
-        return rows + count
+        first = max(0, rows - (self._window - 1))
+        return range(first, rows + count)
 
     def _move(self, rows: int, count: int) -> int:
         """Move the newest rows to the front; more than a window where there is room, so that runs can go back."""

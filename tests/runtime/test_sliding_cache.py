@@ -24,7 +24,9 @@ class NumberedCaches:
 
     def run(self, position: int, count: int) -> int:
         """Run, look at what every position of the run attends to, and return the number of rows held."""
-        rows = self.caches.make_room(position, count)
+        visible = self.caches.make_room(position, count)
+        assert len(visible) == min(position + count, self.window - 1 + count)
+        rows = visible.stop
         for buffer in self.buffers:
             buffer[0, :, rows - count : rows, 0] = np.arange(position, position + count)
             for place in (position, position + count - 1):
