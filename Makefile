@@ -9,7 +9,7 @@ SET_UP = pyproject.toml constraints.txt
 # The tests look at reports in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
-.PHONY: setup browser demo test test-fullsize fidelity lint fmt bench clean
+.PHONY: setup browser demo test test-fullsize bench-fullsize fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -54,6 +54,10 @@ test: setup browser lint
 # A random model of E2B's size: 14 GB of disk for a few minutes.
 test-fullsize: setup
 	$(VENV)/bin/python -m pytest -m fullsize -s
+
+# The same against llama.cpp and transformers: 30 GB of disk in build/full-size, a C++ compiler, cmake, and an hour.
+bench-fullsize: $(VENV)/test.stamp
+	$(VENV)/bin/python benchmarks/full_size/measure.py
 
 # What each recipe does to transcripts; needs espeak-ng.
 fidelity: $(VENV)/train.stamp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def convert_onnx(
     if checkpoint.has_own_head:
         config = replace(config, text=replace(config.text, ties_embeddings=False))
     tokenizer = read_tokenizer(checkpoint.folder)
-    tokenizer_file = (checkpoint.folder / TOKENIZER_NAME).read_bytes()
+    tokenizer_file = _compact((checkpoint.folder / TOKENIZER_NAME).read_bytes())
     check_vocabulary(tokenizer, config)
     sampling = read_sampling(checkpoint.folder, config, tokenizer)
     chat_template = read_chat_template(checkpoint.folder)
@@ -206,6 +207,12 @@ def _second_moments(
     if settings.calibration is None or not settings.recipe.is_calibrated:
         return nullcontext()
     return settings.calibration.measured(draft, source, settings.recipe)
+
+
+def _compact(text: bytes) -> bytes:
+    """JSON without its white space, which is half of the published tokenizer.json."""
+    compact = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).encode()
+    return min(compact, text, key=len)
 
 
 def _copy_tokenizer_config(source: Path, folder: Path) -> None:

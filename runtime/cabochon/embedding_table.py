@@ -1,11 +1,14 @@
 """Embedding tables that stay on disk: a row is read, dequantized and scaled when its token comes up.
 
-Gemma 4's per-layer embeddings are half of the model, yet a token needs one row of them. The file is mapped into memory,
-so only the pages of the rows that were asked for are ever resident, and the system may drop them again.
+Gemma 4's per-layer embeddings are half of the model, yet a token needs one row of them. Rows are read from the file,
+not mapped: the system maps what lies around a row as well, until most of a table counts as this process's memory.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,11 +25,11 @@ class EmbeddingRows:
 
     def __init__(self, folder: Path, table: EmbeddingTable) -> None:
         self.table = table
-        self._values = _map_rows(folder, table.values, table.rows, _value_bytes(table))
+        self._values = _Region(folder, table.values, table.rows, _value_bytes(table))
         self._scales = None
         if table.scales is not None:
             scale_bytes = table.columns // table.block_size * np.dtype(table.scale_storage).itemsize
-            self._scales = _map_rows(folder, table.scales, table.rows, scale_bytes)
+            self._scales = _Region(folder, table.scales, table.rows, scale_bytes)
 
     def look_up(self, tokens: Sequence[int]) -> Float32Array:
         """Scaled rows of some tokens: float32 [len(tokens), columns]."""
@@ -39,7 +42,7 @@ class EmbeddingRows:
 
     def _read_row(self, token: int, out: Float32Array) -> None:
         table = self.table
-        packed = self._values[token]
+        packed = self._values.read(token)
         if table.storage in ("float32", "float16"):
             out[:] = packed.view(table.storage)
         elif table.storage == "bfloat16":
@@ -50,14 +53,16 @@ class EmbeddingRows:
 
     def _dequantize_row(self, token: int, packed: npt.NDArray[np.uint8], out: Float32Array) -> None:
         table = self.table
-        assert self._scales is not None  # EmbeddingTable refuses integer storage without scales
+        # EmbeddingTable refuses integer storage without scales.
+        assert self._scales is not None
+        assert table.scale_storage is not None
         bits = TABLE_STORAGE_BITS[table.storage]
         per_byte, zero_point = 8 // bits, float(1 << (bits - 1))
         for place in range(per_byte):
             values = packed if per_byte == 1 else packed >> (place * bits) & ((1 << bits) - 1)
             np.subtract(values, zero_point, out=out[place::per_byte])
         blocks = out.reshape(-1, table.block_size)
-        np.multiply(blocks, self._scales[token].view(table.scale_storage)[:, None], out=blocks)
+        np.multiply(blocks, self._scales.read(token).view(table.scale_storage)[:, None], out=blocks)
 
 
 def _value_bytes(table: EmbeddingTable) -> int:
@@ -65,13 +70,28 @@ def _value_bytes(table: EmbeddingTable) -> int:
     return table.columns * TABLE_STORAGE_BITS[table.storage] // 8
 
 
-def _map_rows(folder: Path, region: RowRegion, rows: int, row_bytes: int) -> npt.NDArray[np.uint8]:
-    """The rows of a region as uint8 [rows, row_bytes], mapped, not read."""
-    path = folder / region.file
-    end = region.offset + (rows - 1) * region.stride + row_bytes
-    if row_bytes > region.stride or end > path.stat().st_size:
-        raise PackageError(f"{path} is too short for its {rows} embedding rows: convert the checkpoint again.")
-    mapped = np.memmap(path, np.uint8, "r")
-    return np.lib.stride_tricks.as_strided(
-        mapped[region.offset :], (rows, row_bytes), (region.stride, 1), writeable=False
-    )
+class _Region:
+    """Rows of bytes in a file."""
+
+    def __init__(self, folder: Path, region: RowRegion, rows: int, row_bytes: int) -> None:
+        self._path = folder / region.file
+        self._region = region
+        self._row_bytes = row_bytes
+        end = region.offset + (rows - 1) * region.stride + row_bytes
+        if row_bytes > region.stride or end > self._path.stat().st_size:
+            raise PackageError(
+                f"{self._path} is too short for its {rows} embedding rows: convert the checkpoint again."
+            )
+        # Without a buffer, which would read more than the row.
+        self._descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self._descriptor)
+        self._lock = threading.Lock()
+
+    def read(self, row: int) -> npt.NDArray[np.uint8]:
+        """uint8 [row_bytes]"""
+        with self._lock:
+            os.lseek(self._descriptor, self._region.offset + row * self._region.stride, os.SEEK_SET)
+            content = os.read(self._descriptor, self._row_bytes)
+        if len(content) != self._row_bytes:
+            raise PackageError(f"{self._path} was cut while it was in use: convert the checkpoint again.")
+        return np.frombuffer(content, np.uint8)

@@ -1,0 +1,152 @@
+"""Packages of E2B's size against llama.cpp and transformers, on the same random weights: benchmarks/RESULTS.md.
+
+python benchmarks/full_size/measure.py [--folder build/full-size] [--recipes int4 int4-mixed] [--rounds 6]
+
+All programs stay loaded and take turns of a second or so, so that a change of the machine's load hits all alike; read
+bandwidth is measured in the same turns. Ratios are medians over rounds of what one round gave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+from prepare import CONTEXT_LENGTH, LLAMA_CPP_PYTHON, REPOSITORY, Prepared, prepare
+from results import Results, Series, decoder_bytes, describe_processor, gguf_bytes, write_table
+from workers import Worker
+
+from cabochon_convert.recipes import DEFAULT_RECIPE
+
+DEPTHS = (128, 1024, 8192)
+PROMPTS = (128, 512, 1024)
+SOUND_SECONDS = 10.0
+NEW_TOKENS = 40
+LLAMA = "llama.cpp Q4_0"
+TRANSFORMERS = "transformers bf16"
+# The sampler's first steps after a run of many positions wake threads.
+WARM_UP = 2
+
+
+def main() -> int:
+    """Prepare, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "full-size")
+    parser.add_argument("--recipes", nargs="+", default=["int4", DEFAULT_RECIPE], help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=24, help="decoded in each round (default: %(default)s)")
+    parser.add_argument("--without-transformers", action="store_true")
+    arguments = parser.parse_args()
+    prepared = prepare(arguments.folder.resolve(), arguments.recipes, SOUND_SECONDS)
+    threads = len(os.sched_getaffinity(0))
+    results = Results(speech_title=f"{SOUND_SECONDS:.0f} s of speech and {NEW_TOKENS} tokens, s")
+    for _ in range(3):
+        for name, worker in _load(prepared, threads):
+            with worker:
+                results.load.add(name, worker.load_seconds)
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker) for _, worker in _load(prepared, threads)]
+        _note_memory(results, "loaded", workers)
+        _measure_prefill(results, workers, arguments.rounds)
+        _measure_decode(results, workers, prepared, threads, arguments)
+    # Afresh, because what was held for 8192 positions would count.
+    with ExitStack() as stack:
+        workers = [stack.enter_context(worker) for _, worker in _load(prepared, threads)]
+        for worker in workers:
+            worker.prefill(4000)
+            worker.decode(96)
+        _note_memory(results, "4096 positions", workers)
+        _measure_speech(results, workers, prepared, arguments.rounds)
+    weights = {recipe: decoder_bytes(package) for recipe, package in prepared.packages.items()}
+    weights[LLAMA] = gguf_bytes(prepared.gguf)
+    text = (
+        "# Full-size benchmark\n\n"
+        f"Random weights of E2B's shape, {threads} threads of {describe_processor()}; `make bench-fullsize`, "
+        f"{arguments.rounds} rounds in turns, medians. llama.cpp is that of {LLAMA_CPP_PYTHON}, all weights in Q4_0 "
+        "(`--pure`), per-layer embeddings read on demand; × is the median over rounds of the ratio to it in the same "
+        "round.\n\n" + write_table(results, weights, LLAMA)
+    )
+    if not arguments.without_transformers:
+        with Worker(TRANSFORMERS, _transformers_command(prepared, threads)) as worker:
+            text += _transformers_lines(worker)
+    (REPOSITORY / "benchmarks" / "RESULTS.md").write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+def _load(prepared: Prepared, threads: int) -> Sequence[tuple[str, Worker]]:
+    here = Path(__file__).parent
+    instruction = "Transcribe the following speech segment in German, then translate it into English."
+    settings = [str(threads), str(CONTEXT_LENGTH)]
+    commands: dict[str, list[str | Path]] = {
+        recipe: [sys.executable, here / "cabochon_worker.py", package, *settings]
+        for recipe, package in prepared.packages.items()
+    }
+    commands[LLAMA] = [prepared.llama_worker, prepared.gguf, prepared.projector, *settings, instruction]
+    return [(name, Worker(name, command)) for name, command in commands.items()]
+
+
+def _transformers_command(prepared: Prepared, threads: int) -> list[str | Path]:
+    return [sys.executable, Path(__file__).parent / "transformers_worker.py", prepared.checkpoint, str(threads)]
+
+
+def _measure_prefill(results: Results, workers: Sequence[Worker], rounds: int) -> None:
+    for worker in workers:
+        worker.prefill(64)
+    for length in PROMPTS:
+        series = results.prefill[length] = Series()
+        for _ in range(rounds):
+            for worker in workers:
+                series.add(worker.name, length / worker.prefill(length))
+        _say(f"prefill {length}", series)
+
+
+def _measure_decode(
+    results: Results, workers: Sequence[Worker], prepared: Prepared, threads: int, arguments: argparse.Namespace
+) -> None:
+    for depth in DEPTHS:
+        series = results.decode[depth] = Series()
+        for worker in workers:
+            worker.prefill(depth)
+        for _ in range(arguments.rounds):
+            rate = subprocess.run([prepared.read_bandwidth, str(threads)], check=True, capture_output=True, text=True)
+            results.bandwidth.setdefault(depth, []).append(float(rate.stdout))
+            for worker in workers:
+                each = worker.decode(WARM_UP + arguments.tokens)[WARM_UP:]
+                series.add(worker.name, 1 / median(each))
+        _say(f"decode at {depth}", series)
+
+
+def _measure_speech(results: Results, workers: Sequence[Worker], prepared: Prepared, rounds: int) -> None:
+    for count in range(rounds + 1):
+        for worker in workers:
+            heard = worker.hear(prepared.sound, NEW_TOKENS)
+            if count:  # the first one warms up
+                results.speech.add(worker.name, heard["seconds"])
+    _say("speech", results.speech)
+
+
+def _note_memory(results: Results, moment: str, workers: Sequence[Worker]) -> None:
+    results.resident[moment] = {worker.name: worker.resident() for worker in workers}
+
+
+def _say(what: str, series: Series) -> None:
+    print(what, {name: round(series.median(name), 2) for name in series.values}, file=sys.stderr, flush=True)
+
+
+def _transformers_lines(worker: Worker) -> str:
+    prefill = 64 / worker.prefill(64)
+    decode = 1 / median(worker.decode(4)[1:])
+    return (
+        f"\n{TRANSFORMERS}, afterwards: load {worker.load_seconds:.0f} s, prefill of 64 {prefill:.1f} positions/s, "
+        f"decode {decode:.2f} tokens/s, {worker.resident()['VmHWM'] / 1e9:.1f} GB resident at most.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
