@@ -196,6 +196,8 @@ def _load(path: Path, settings: EngineSettings) -> Any:
     options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # It would remember a plan for every shape that it met, and caches grow with every token.
+    options.enable_mem_pattern = False
     # On Arm cores with dot products, KleidiAI would round the activations of 4-bit layers per row instead of per block
     # of 32: 1.4 to 4 times the error. Measured with onnxruntime 1.31; to be measured again with a newer one.
     options.add_session_config_entry("mlas.disable_kleidiai", "1")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,11 @@ def write_table(
     return table, rows * np.float32(ROW_SCALE)
 
 
+def resident_bytes() -> int:
+    """Of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 @given(
     storage=st.sampled_from(STORAGES),
     scale_storage=st.sampled_from(["float32", "float16"]),
@@ -71,6 +77,34 @@ def test_rows_equal_their_definition_wherever_they_lie(
     assert found.dtype == np.float32
     assert found.shape == (len(tokens), COLUMNS)
     np.testing.assert_allclose(found, rows[tokens], rtol=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="this system does not tell how much is resident")
+def test_rows_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
+    rows, columns = 1 << 14, 4096
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(rows * columns)
+    region = RowRegion(file=path.name, offset=0, stride=columns)
+    scales = replace(region, offset=0)
+    table = EmbeddingTable(
+        storage="int8", rows=rows, columns=columns // 2, values=region, scales=scales, row_scale=1.0,
+        block_size=32, scale_storage="float16",
+    )  # fmt: skip
+    lookup = EmbeddingRows(tmp_path, table)
+    lookup.look_up([0])
+    before = resident_bytes()
+    for start in range(0, rows, 64):
+        lookup.look_up(range(start, start + 64))
+    assert resident_bytes() - before < rows * columns / 4
+
+
+def test_a_file_that_shrinks_while_it_is_in_use_is_refused(tmp_path: Path) -> None:
+    table, _ = write_table(tmp_path, "int4", "float16", 0, 0, 1)
+    lookup = EmbeddingRows(tmp_path, table)
+    os.truncate(tmp_path / "table.bin", 1)
+    with refused(PackageError, "table.bin", "was cut"):
+        lookup.look_up([ROWS - 1])
 
 
 @pytest.mark.parametrize("token", [-1, ROWS, 1 << 40])
