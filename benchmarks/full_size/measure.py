@@ -1,6 +1,6 @@
 """Packages of E2B's size against llama.cpp and transformers, on the same random weights: benchmarks/RESULTS.md.
 
-python benchmarks/full_size/measure.py [--folder build/full-size] [--recipes int4 int4-mixed] [--rounds 6]
+python benchmarks/full_size/measure.py [--folder build/full-size] [--recipes int4 …] [--rounds 6]
 
 All programs stay loaded and take turns of a second or so, so that a change of the machine's load hits all alike; read
 bandwidth is measured in the same turns. Ratios are medians over rounds of what one round gave.
@@ -31,15 +31,18 @@ LLAMA = "llama.cpp Q4_0"
 TRANSFORMERS = "transformers bf16"
 # The sampler's first steps after a run of many positions wake threads.
 WARM_UP = 2
+# Turns of decoding are short, so there are more of them in a round.
+TURNS_OF_DECODING = 3
 
 
 def main() -> int:
     """Prepare, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "full-size")
-    parser.add_argument("--recipes", nargs="+", default=["int4", DEFAULT_RECIPE], help="(default: %(default)s)")
+    recipes = ["int2-small", "int4", DEFAULT_RECIPE]
+    parser.add_argument("--recipes", nargs="+", default=recipes, help="(default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=24, help="decoded in each round (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8, help="decoded in a turn (default: %(default)s)")
     parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
     prepared = prepare(arguments.folder.resolve(), arguments.recipes, SOUND_SECONDS)
@@ -100,8 +103,8 @@ def _measure_prefill(results: Results, workers: Sequence[Worker], rounds: int) -
         worker.prefill(64)
     for length in PROMPTS:
         series = results.prefill[length] = Series()
-        for _ in range(rounds):
-            for worker in workers:
+        for turn in range(rounds):
+            for worker in _turned(workers, turn):
                 series.add(worker.name, length / worker.prefill(length))
         _say(f"prefill {length}", series)
 
@@ -113,22 +116,28 @@ def _measure_decode(
         series = results.decode[depth] = Series()
         for worker in workers:
             worker.prefill(depth)
-        for _ in range(arguments.rounds):
+        for turn in range(TURNS_OF_DECODING * arguments.rounds):
             rate = subprocess.run([prepared.read_bandwidth, str(threads)], check=True, capture_output=True, text=True)
             results.bandwidth.setdefault(depth, []).append(float(rate.stdout))
-            for worker in workers:
+            for worker in _turned(workers, turn):
                 each = worker.decode(WARM_UP + arguments.tokens)[WARM_UP:]
                 series.add(worker.name, 1 / median(each))
         _say(f"decode at {depth}", series)
 
 
 def _measure_speech(results: Results, workers: Sequence[Worker], prepared: Prepared, rounds: int) -> None:
-    for count in range(rounds + 1):
-        for worker in workers:
+    for turn in range(rounds + 1):
+        for worker in _turned(workers, turn):
             heard = worker.hear(prepared.sound, NEW_TOKENS)
-            if count:  # the first one warms up
+            if turn:  # the first one warms up
                 results.speech.add(worker.name, heard["seconds"])
     _say("speech", results.speech)
+
+
+def _turned(workers: Sequence[Worker], turn: int) -> list[Worker]:
+    """Another one begins each turn."""
+    first = turn % len(workers)
+    return [*workers[first:], *workers[:first]]
 
 
 def _note_memory(results: Results, moment: str, workers: Sequence[Worker]) -> None:

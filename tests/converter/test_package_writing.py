@@ -36,6 +36,13 @@ def dead_process() -> int:
     return process.pid
 
 
+def test_the_tokenizer_loses_its_white_space_and_nothing_else(random_checkpoint: Path, random_package: Path) -> None:
+    written = (random_checkpoint / "tokenizer.json").read_text(encoding="utf-8")
+    packed = (random_package / "tokenizer.json").read_text(encoding="utf-8")
+    assert json.loads(packed) == json.loads(written)
+    assert len(packed) < 0.7 * len(written)
+
+
 @pytest.fixture
 def existing(random_package: Path, tmp_path: Path) -> Path:
     """A package that stands where a conversion wants to write."""
