@@ -133,7 +133,7 @@ _LONG_RULES = (
 _INT4 = Recipe("int4", (*_LONG_RULES, Rule(EMBEDDING, INT4_LONG), Rule(HEAD, INT4_LONG)))
 
 # The default, because it is the smallest that keeps within a point of both on every condition: 8 bits for the head and
-# for what attention writes into the residual stream. Either alone is not enough.
+# for what attention writes into the residual stream, short blocks for the per-layer table. All three are needed.
 _INT4_MIXED = Recipe(
     "int4-mixed",
     (
@@ -141,6 +141,7 @@ _INT4_MIXED = Recipe(
         Rule("model.language_model.layers.*.self_attn.v_proj.weight", INT8_LONG),
         Rule(f"model.language_model.layers.{KEYS_AS_VALUES}.self_attn.k_proj.weight", INT8_LONG),
         Rule("model.language_model.layers.*.self_attn.o_proj.weight", INT8_LONG),
+        Rule(PER_LAYER_EMBEDDING, INT4),
     ),
 )
 

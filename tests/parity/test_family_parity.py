@@ -139,7 +139,7 @@ def test_verification_passes(member: Member) -> None:
         assert comparison.greedy_agreement == comparison.greedy_tokens
 
 
-@pytest.mark.parametrize(("recipe", "cosine"), [("int8", 0.998), ("int4-mixed", 0.95), ("int2-small", 0.8)])
+@pytest.mark.parametrize(("recipe", "cosine"), [("int8", 0.998), ("int4-mixed", 0.94), ("int2-small", 0.8)])
 def test_a_rounded_dense_package_stays_close(dense: Member, tmp_path: Path, recipe: str, cosine: float) -> None:
     settings = ConversionSettings(RECIPES[recipe], text_only=True)
     package = convert_onnx(dense.checkpoint, tmp_path / "package", settings)
