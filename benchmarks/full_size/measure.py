@@ -49,17 +49,17 @@ def main() -> int:
     threads = len(os.sched_getaffinity(0))
     results = Results(speech_title=f"{SOUND_SECONDS:.0f} s of speech and {NEW_TOKENS} tokens, s")
     for _ in range(3):
-        for name, worker in _load(prepared, threads):
+        for worker in _load(prepared, threads):
             with worker:
-                results.load.add(name, worker.load_seconds)
+                results.load.add(worker.name, worker.load_seconds)
     with ExitStack() as stack:
-        workers = [stack.enter_context(worker) for _, worker in _load(prepared, threads)]
+        workers = [stack.enter_context(worker) for worker in _load(prepared, threads)]
         _note_memory(results, "loaded", workers)
         _measure_prefill(results, workers, arguments.rounds)
         _measure_decode(results, workers, prepared, threads, arguments)
     # Afresh, because what was held for 8192 positions would count.
     with ExitStack() as stack:
-        workers = [stack.enter_context(worker) for _, worker in _load(prepared, threads)]
+        workers = [stack.enter_context(worker) for worker in _load(prepared, threads)]
         for worker in workers:
             worker.prefill(4000)
             worker.decode(96)
@@ -82,7 +82,7 @@ def main() -> int:
     return 0
 
 
-def _load(prepared: Prepared, threads: int) -> Sequence[tuple[str, Worker]]:
+def _load(prepared: Prepared, threads: int) -> list[Worker]:
     here = Path(__file__).parent
     instruction = "Transcribe the following speech segment in German, then translate it into English."
     settings = [str(threads), str(CONTEXT_LENGTH)]
@@ -91,7 +91,7 @@ def _load(prepared: Prepared, threads: int) -> Sequence[tuple[str, Worker]]:
         for recipe, package in prepared.packages.items()
     }
     commands[LLAMA] = [prepared.llama_worker, prepared.gguf, prepared.projector, *settings, instruction]
-    return [(name, Worker(name, command)) for name, command in commands.items()]
+    return [Worker(name, command) for name, command in commands.items()]
 
 
 def _transformers_command(prepared: Prepared, threads: int) -> list[str | Path]:

@@ -7,12 +7,12 @@ head, and the heads of Gemma 4 share them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
+from cabochon.backend import kinds_bound_exactly
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.text_config import LayerConfig, TextConfig
@@ -23,14 +23,6 @@ CAPACITIES = {"full": "C", "sliding": "W"}
 """By kind of layer, the name of its caches' capacity."""
 SINGLE = {True: "is_single.run", False: "is_single.kept"}
 """By whether a layer owns a cache: whether it sees one position only. True for owners: one position is run."""
-
-
-def is_bound_exactly(kind: str, layers: Sequence[LayerConfig]) -> bool:
-    """Whether the graph is given no rows of caches of a kind but those that the run can see.
-
-    Where a cache has several heads, their rows do not lie together, so that the whole buffer is bound.
-    """
-    return all(layer.kv_heads == 1 for layer in layers if layer.kind == kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +43,7 @@ class AttentionWriter:
     def __init__(self, graph: OnnxGraph, config: TextConfig) -> None:
         self._graph = graph
         self._config = config
+        self._bound_exactly = kinds_bound_exactly((layer.kind, layer.kv_heads) for layer in config.layers)
         self._rows: dict[int, CacheRows] = {}
         self.caches: list[KeyValueCache] = []
 
@@ -58,17 +51,12 @@ class AttentionWriter:
         """What all layers share: which row of a cache is the last, and whether there is one position only."""
         graph = self._graph
         one = graph.constant("one.int32", 1, np.int32)
-        zero = graph.constant("zero.index", [0], np.int64)
         for kind in dict.fromkeys(layer.kind for layer in self._config.layers):
             length = LENGTHS[kind]
             last = graph.node("Sub", [length, one], f"last_row.{kind}.scalar")
             graph.node("Reshape", [last, graph.constant("shape.one", [1], np.int64)], f"last_row.{kind}")
-            index = graph.node("Cast", [length], f"end_row.{kind}.scalar", {"to": TensorProto.INT64})
-            end = graph.node("Unsqueeze", [index, graph.constant("axis.0", [0], np.int64)], f"end_row.{kind}")
-            if kind == "sliding":
-                window = graph.constant("window", [self._config.sliding_window], np.int64)
-                start = graph.node("Sub", [end, window], "first_row.sliding.unbounded")
-                graph.node("Max", [start, zero], "first_row.sliding")
+            if kind not in self._bound_exactly:
+                self._write_visible_rows(kind)
         heads = graph.constant("shape.heads", [1, self._config.heads], np.int64)
         one64 = graph.constant("one.int64", 1, np.int64)
         last = graph.node("Sub", ["total_length.int64", one64], "position.last.scalar")
@@ -77,6 +65,17 @@ class AttentionWriter:
         count = graph.node("Shape", ["inputs_embeds"], "run.count", {"start": 1, "end": 2})
         graph.node("Equal", [count, single], SINGLE[True])
         graph.node("Equal", ["logits_to_keep", single], SINGLE[False])
+
+    def _write_visible_rows(self, kind: str) -> None:
+        """Of a whole buffer, the first row that the last position sees, and the end."""
+        graph = self._graph
+        index = graph.node("Cast", [LENGTHS[kind]], f"end_row.{kind}.scalar", {"to": TensorProto.INT64})
+        end = graph.node("Unsqueeze", [index, graph.constant("axis.0", [0], np.int64)], f"end_row.{kind}")
+        zero = graph.constant("zero.index", [0], np.int64)
+        if kind == "sliding":
+            window = graph.constant("window", [self._config.sliding_window], np.int64)
+            start = graph.node("Sub", [end, window], "first_row.sliding.unbounded")
+            graph.node("Max", [start, zero], "first_row.sliding")
 
     def attention(self, index: int, layer: LayerConfig, query: str, new_rows: tuple[str, str] | None) -> str:
         """Rotate, remember and attend: the answer [1, positions, heads * head size].
@@ -114,7 +113,7 @@ class AttentionWriter:
             [f"layers.{index}.self_attn.unused", cache.present_key, cache.present_value],
         )
         visible = [cache.present_key, cache.present_value]
-        if not is_bound_exactly(layer.kind, self._config.layers):
+        if layer.kind not in self._bound_exactly:
             first = "first_row.sliding" if layer.kind == "sliding" else "zero.index"
             axis = graph.constant("axis.2", [2], np.int64)
             ends = [first, f"end_row.{layer.kind}", axis]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ _FRONTEND_INDIFFERENT = {
     "feature_extractor_type", "padding_side", "padding_value", "preemphasis_htk_flavor", "processor_class",
     "return_attention_mask",
 }  # fmt: skip
+_LOG_MEL_SETTINGS = _FRONTEND_KEYS.keys() | _FRONTEND_FIXED.keys() | _FRONTEND_INDIFFERENT
 DEFAULT_TOKENS_PER_CLIP = 750
 DEFAULT_MS_PER_TOKEN = 40
 DEFAULT_SAMPLE_RATE = 16_000
@@ -100,10 +102,13 @@ def read_audio_frontend(folder: Path, config: AudioConfig | WaveformConfig) -> A
     return AudioFrontend(frames, max_samples, note)
 
 
-def _read_log_mel(path: Path, extractor: dict[str, Any], config: AudioConfig) -> LogMelParameters:
-    unknown = sorted(extractor.keys() - _FRONTEND_KEYS.keys() - _FRONTEND_FIXED.keys() - _FRONTEND_INDIFFERENT)
-    if unknown:
+def _refuse_unknown_settings(path: Path, extractor: dict[str, Any], known: Set[str]) -> None:
+    if unknown := sorted(extractor.keys() - known):
         raise CheckpointError(f"{path} has the unknown audio setting {unknown[0]}, which may change what is heard.")
+
+
+def _read_log_mel(path: Path, extractor: dict[str, Any], config: AudioConfig) -> LogMelParameters:
+    _refuse_unknown_settings(path, extractor, _LOG_MEL_SETTINGS)
     for key, value in _FRONTEND_FIXED.items():
         if extractor.get(key, value) != value:
             raise CheckpointError(f"{path} sets {key} to {extractor[key]!r}, but only {value!r} is implemented.")
@@ -123,10 +128,7 @@ def _read_log_mel(path: Path, extractor: dict[str, Any], config: AudioConfig) ->
 
 def _read_waveform_frames(path: Path, extractor: dict[str, Any], config: WaveformConfig) -> WaveformFrameParameters:
     """Settings of log-mels may be left over: transformers pays no heed to them here."""
-    known = _FRONTEND_KEYS.keys() | _FRONTEND_FIXED.keys() | _FRONTEND_INDIFFERENT | {"audio_samples_per_token"}
-    unknown = sorted(extractor.keys() - known)
-    if unknown:
-        raise CheckpointError(f"{path} has the unknown audio setting {unknown[0]}, which may change what is heard.")
+    _refuse_unknown_settings(path, extractor, _LOG_MEL_SETTINGS | {"audio_samples_per_token"})
     length = extractor.get("audio_samples_per_token", config.frame_length)
     if length != config.frame_length:
         raise CheckpointError(

@@ -117,15 +117,13 @@ def _int4_rules(attention_and_mlp: Precision) -> tuple[Rule, ...]:
 
 # Long blocks with one scale each are what onnxruntime multiplies fastest, and loads fastest.
 _LONG_RULES = (
+    *_INT8.rules,
     Rule("model.language_model.*", INT8_LONG),
     Rule(HEAD, INT8_LONG),
     Rule("model.language_model.layers.*.self_attn.*", INT4_LONG),
     Rule("model.language_model.layers.*.mlp.*", INT4_LONG),
     Rule(PER_LAYER_EMBEDDING, INT4_TABLE),
-    Rule("model.audio_tower.layers.*.linear.weight", INT8),
-    Rule("model.embed_audio.*", INT8),
     Rule(VISION_LAYERS, INT4_SEARCHED),
-    Rule("model.embed_vision.*", INT8),
 )
 
 # Small and fast, and it shows: on models/tiny (benchmarks/transcripts.py, 512 utterances a condition) the word error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +38,18 @@ class EngineSettings:
         if self.threads:
             return self.threads
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def kinds_bound_exactly(caches: Iterable[tuple[str, int]]) -> frozenset[str]:
+    """Kinds of layers whose graph is given no rows of caches but those that a run can see: all have one head.
+
+    The rows of several heads do not lie together, so that the whole buffer is bound.
+
+    Args:
+        caches: kind and heads of each.
+    """
+    pairs = set(caches)
+    return frozenset(kind for kind, _ in pairs if all(heads == 1 for other, heads in pairs if other == kind))
 
 
 class Decoder(Protocol):

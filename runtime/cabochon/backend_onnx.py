@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import LONGEST_RUN, EngineSettings, Session
+from cabochon.backend import LONGEST_RUN, EngineSettings, Session, kinds_bound_exactly
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, KeyValueCache, TextModel
 from cabochon.package import Package
@@ -60,12 +60,7 @@ class OnnxDecoder:
                 f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
             ) from None
         self._caches = engine.caches
-        # The rows of several heads do not lie together, so that all of them are bound once and for all.
-        self._bound_exactly = {
-            kind
-            for kind in {cache.kind for cache in engine.caches}
-            if all(cache.heads == 1 for cache in engine.caches if cache.kind == kind)
-        }
+        self._bound_exactly = kinds_bound_exactly((cache.kind, cache.heads) for cache in engine.caches)
         self._sliding = self._sliding_caches(engine)
         self._total_length = np.zeros((), np.int32)
         self._window_length = np.zeros((), np.int32)
