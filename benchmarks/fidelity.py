@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 
 from cabochon_convert.calibration import Calibration
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.evaluation_data import EvaluationData, SpokenExample, Translation
 from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
@@ -53,7 +53,7 @@ def main() -> int:
         packages = []
         for name in arguments.recipes:
             settings = ConversionSettings(RECIPES[name], calibration=calibration)
-            packages.append(convert_onnx(TINY, folder / name, settings).folder)
+            packages.append(convert_checkpoint(TINY, folder / name, settings).folder)
         for condition in TESTS:
             languages = [
                 verify_packages(packages, TINY, Silence(), data)

@@ -21,7 +21,7 @@ import numpy as np
 
 import cabochon
 from cabochon import Message, Model, SamplingSettings
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 TINY = Path(__file__).resolve().parent.parent / "models" / "tiny"
@@ -94,7 +94,7 @@ def main() -> int:
 def _convert_tiny(folder: Path) -> list[Path]:
     applicable = (recipe for recipe in RECIPES.values() if not (recipe.is_calibrated or recipe.keeps_integers))
     for recipe in applicable:
-        convert_onnx(TINY, folder / f"tiny-{recipe.name}", ConversionSettings(recipe))
+        convert_checkpoint(TINY, folder / f"tiny-{recipe.name}", ConversionSettings(recipe))
     return sorted(folder.iterdir())
 
 

@@ -25,7 +25,7 @@ from models.tiny.training.voices import TESTS, TRAINING
 
 import cabochon
 from cabochon_convert.calibration import Calibration
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.evaluation_data import SpokenExample
 from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
@@ -58,7 +58,9 @@ def main() -> int:
         calibration = Calibration(spoken_data(TRAINING, CALIBRATION_UTTERANCES, folder / "calibration"), Silence())
         models = {
             name: cabochon.load(
-                convert_onnx(TINY, folder / name, ConversionSettings(RECIPES[name], calibration=calibration)).folder
+                convert_checkpoint(
+                    TINY, folder / name, ConversionSettings(RECIPES[name], calibration=calibration)
+                ).folder
             )
             for name in arguments.recipes
         }

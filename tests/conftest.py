@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 from verified import VerifiedPackages, verify_small_model
 
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -48,7 +48,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def random_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The random checkpoint, converted without rounding."""
     folder = tmp_path_factory.mktemp("packages") / "random"
-    convert_onnx(random_checkpoint, folder, ConversionSettings(RECIPES["float"]))
+    convert_checkpoint(random_checkpoint, folder, ConversionSettings(RECIPES["float"]))
     return folder
 
 
@@ -56,7 +56,7 @@ def random_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted with each recipe."""
     folder = tmp_path_factory.mktemp("packages") / f"tiny-{request.param}"
-    convert_onnx(TINY, folder, ConversionSettings(RECIPES[request.param]))
+    convert_checkpoint(TINY, folder, ConversionSettings(RECIPES[request.param]))
     return folder
 
 

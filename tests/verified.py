@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.evaluation_data import read_evaluation_data
 from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
@@ -42,6 +42,6 @@ def verify_small_model(checkpoint: Path, folder: Path) -> VerifiedPackages:
     data = write_evaluation_data(checkpoint, folder / "data")
     folders = {name: folder / name for name in RECIPE_NAMES}
     for name, package in folders.items():
-        convert_onnx(checkpoint, package, ConversionSettings(RECIPES[name]))
+        convert_checkpoint(checkpoint, package, ConversionSettings(RECIPES[name]))
     reports = verify_packages(list(folders.values()), checkpoint, Silence(), read_evaluation_data(data, "English"))
     return VerifiedPackages(data, folders, dict(zip(folders, reports, strict=True)))

@@ -65,6 +65,7 @@ def main() -> int:
             worker.decode(96)
         _note_memory(results, "4096 positions", workers)
         _measure_speech(results, workers, prepared, arguments.rounds)
+        _note_memory(results, "after speech", workers)
     weights = {recipe: decoder_bytes(package) for recipe, package in prepared.packages.items()}
     weights[LLAMA] = gguf_bytes(prepared.gguf)
     text = (

@@ -17,7 +17,8 @@ from cabochon_convert.audio_config import INVALID_LOGIT, AudioConfig
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter, clip
 from cabochon_convert.graph_onnx import Attribute, OnnxGraph
-from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import BuiltEncoder, LinearWriter
+from cabochon_convert.matrices import LinearSettings, MatrixRows
 
 PREFIX = "model.audio_tower."
 # Norms of the conformer that the reference builds without the config's epsilon use its class's default.

@@ -114,7 +114,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _convert(arguments: argparse.Namespace) -> int:
     try:
-        from cabochon_convert.convert import ConversionSettings, convert_onnx
+        from cabochon_convert.convert import ConversionSettings, convert_checkpoint
     except ImportError as error:
         raise missing_dependency(str(error.name), "convert") from None
     if arguments.context_length is not None and arguments.context_length < 1:
@@ -143,7 +143,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             replace=arguments.replace,
             calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
         )
-        conversion = convert_onnx(source, arguments.output, settings, progress)
+        conversion = convert_checkpoint(source, arguments.output, settings, progress)
     for note in conversion.notes:
         print(f"note: {note}", file=sys.stderr)
     seconds = time.perf_counter() - started

@@ -9,7 +9,8 @@ import math
 
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.graph_onnx import OnnxGraph
-from cabochon_convert.linear_onnx import LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import LinearWriter
+from cabochon_convert.matrices import MatrixRows
 
 
 class ClippedLinearWriter:

@@ -15,24 +15,18 @@ from cabochon.manifest import (
     FORMAT_VERSION,
     AppliedPrecision,
     AppliedRecipe,
-    EmbeddingTable,
     Engine,
     Manifest,
     SourceAdapter,
     SourceCheckpoint,
 )
 from cabochon.package import Package
-from cabochon_convert.audio_config import WaveformConfig
-from cabochon_convert.audio_encoder_onnx import build_audio_encoder
 from cabochon_convert.audio_frontend import AudioFrontend, read_audio_frontend
 from cabochon_convert.checkpoint import Checkpoint, hash_checkpoint, read_json
 from cabochon_convert.config import ModelConfig, read_config
-from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
-from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
-from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.integer_formats import open_integers
-from cabochon_convert.linear_onnx import ACCURACY_LEVEL, LinearSettings, apply_precision
 from cabochon_convert.lora import hash_adapter
+from cabochon_convert.matrices import ACCURACY_LEVEL, LinearSettings
 from cabochon_convert.model_description import describe_audio, describe_text, describe_vision
 from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
 from cabochon_convert.processor import (
@@ -50,14 +44,13 @@ from cabochon_convert.processor import (
     unused_generation_settings,
 )
 from cabochon_convert.progress import Progress, Silence
-from cabochon_convert.recipes import EMBEDDING, HEAD, PER_LAYER_EMBEDDING, Recipe
+from cabochon_convert.recipes import Recipe
 from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.text_config import TextConfig
-from cabochon_convert.trained_integers import hold_the_same
-from cabochon_convert.vision_encoder_onnx import build_vision_encoder
-from cabochon_convert.waveform_projector_onnx import build_waveform_projector
 
 DEFAULT_CONTEXT_LENGTH = 4096
+TARGETS = ("onnx", "litert")
+"""Engines that a package can be for."""
 
 
 class InputMeasure(Protocol):
@@ -69,11 +62,28 @@ class InputMeasure(Protocol):
         """Within it, second moments of inputs by the name of a weight matrix."""
 
 
+class EngineBuilder(Protocol):
+    """Writes what one engine runs into a folder."""
+
+    def __call__(
+        self,
+        checkpoint: Checkpoint,
+        config: ModelConfig,
+        draft: Manifest,
+        settings: LinearSettings,
+        folder: Path,
+        progress: Progress,
+    ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
+        """Returns what the manifest says about it, and how each matrix was stored."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConversionSettings:
     """What the user decides about a conversion."""
 
     recipe: Recipe
+    target: str = "onnx"
+    """The engine that is to run it: one of `TARGETS`."""
     context_length: int | None = None
     """Positions that the graph can address; None means `DEFAULT_CONTEXT_LENGTH`. Never more than the model knows."""
     text_only: bool = False
@@ -90,6 +100,8 @@ class ConversionSettings:
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
             raise ValueError("context_length must be positive")
+        if self.target not in TARGETS:
+            raise ValueError(f"expected one of the targets {', '.join(TARGETS)}, got {self.target!r}")
         if self.recipe.is_calibrated and self.calibration is None:
             raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 
@@ -116,16 +128,17 @@ class Conversion:
     """Sentences that the user should read."""
 
 
-def convert_onnx(
+def convert_checkpoint(
     source: CheckpointSource | Path, folder: Path, settings: ConversionSettings, progress: Progress | None = None
 ) -> Conversion:
-    """Convert a checkpoint, or the folder of one, into a package with ONNX graphs.
+    """Convert a checkpoint, or the folder of one, into a package.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, damaged or of another architecture.
         OutputError: the package cannot be written; nothing is left behind.
     """
     progress = progress or Silence()
+    build_engine = _engine_builder(settings.target)
     origin = local_source(source) if isinstance(source, Path) else source
     checkpoint = open_source(origin, progress.advance)
     config = read_config(
@@ -182,14 +195,13 @@ def convert_onnx(
         )
         with _second_moments(Package(beside, draft), origin, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
-            engine, applied = _build_engine(checkpoint, config, draft, linear_settings, beside, progress)
-        write_genai(draft, engine, config.text, beside)
+            engine, applied = build_engine(checkpoint, config, draft, linear_settings, beside, progress)
         progress.start("hashing the package", _folder_size(beside), "B")
         manifest = replace(
             draft,
             source=replace(draft.source, skipped_tensors=checkpoint.unread_names),
             recipe=replace(draft.recipe, precisions=applied),
-            engines={"onnx": engine},
+            engines={settings.target: engine},
             files=list_files(beside, progress.advance),
         )
         write_manifest(beside, manifest)
@@ -199,6 +211,17 @@ def convert_onnx(
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
         notes += (f"the context length is {config.text.max_positions}, which is all that the model knows.",)
     return Conversion(folder, manifest, notes)
+
+
+def _engine_builder(target: str) -> EngineBuilder:
+    """Imported when it is asked for: LiteRT's needs torch."""
+    if target == "litert":
+        from cabochon_convert.engine_litert import build_litert_engine
+
+        return build_litert_engine
+    from cabochon_convert.engine_onnx import build_onnx_engine
+
+    return build_onnx_engine
 
 
 def _second_moments(
@@ -233,81 +256,6 @@ def _refuse_overlap(source: CheckpointSource, folder: Path) -> None:
     for part, place in parts.items():
         if folder.resolve() in (place.resolve(), *place.resolve().parents):
             raise OutputError(f"{folder} holds the {part} itself: choose another name.")
-
-
-def _build_engine(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    draft: Manifest,
-    settings: LinearSettings,
-    folder: Path,
-    progress: Progress,
-) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
-    """Write the graphs and tables; returns what the manifest says about them."""
-    text = config.text
-    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight")) if text.per_layer_input_size else 0
-    progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    decoder = build_decoder(checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx")
-    token_table = _token_table(checkpoint, config, settings, decoder, folder)
-    per_layer_table = None
-    if text.per_layer_input_size:
-        progress.start("per-layer embeddings", table_size, "B")
-        per_layer_table = _per_layer_table(checkpoint, config, settings, folder)
-    audio_encoder = vision_encoder = None
-    applied = dict(decoder.applied)
-    if config.audio is not None and draft.audio is not None:
-        sizes = (checkpoint.size_of(f"model.{part}.") for part in ("audio_tower", "embed_audio"))
-        progress.start("audio encoder", sum(sizes), "B")
-        path, hidden_size = folder / "audio_encoder.onnx", text.hidden_size
-        if isinstance(config.audio, WaveformConfig):
-            audio_encoder = build_waveform_projector(checkpoint, config.audio, hidden_size, settings, path)
-        else:
-            audio_encoder = build_audio_encoder(checkpoint, config.audio, hidden_size, settings, path)
-        applied |= audio_encoder.applied
-    if config.vision is not None and draft.vision is not None:
-        progress.start("vision encoder", checkpoint.size_of("model.vision_tower."), "B")
-        path, limit = folder / "vision_encoder.onnx", draft.vision.position_limit
-        vision_encoder = build_vision_encoder(checkpoint, config.vision, limit, text.hidden_size, settings, path)
-        applied |= vision_encoder.applied
-    for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
-        if table is not None:
-            precision = settings.precision(tensor, (table.rows, table.columns))
-            applied.setdefault(tensor, apply_precision(tensor, stored_precision(table, precision)))
-    engine = Engine(
-        decoder=decoder.graph,
-        caches=decoder.caches,
-        audio_encoder=audio_encoder.graph if audio_encoder else None,
-        vision_encoder=vision_encoder.graph if vision_encoder else None,
-        token_embeddings=token_table,
-        per_layer_embeddings=per_layer_table,
-    )
-    return engine, tuple(applied[name] for name in sorted(applied))
-
-
-def _token_table(
-    checkpoint: Checkpoint, config: ModelConfig, settings: LinearSettings, decoder: BuiltDecoder, folder: Path
-) -> EmbeddingTable:
-    """Token embeddings, scaled by hidden ** 0.5 when they are looked up."""
-    text = config.text
-    rows, columns, scale = text.vocabulary_size, text.hidden_size, float(text.hidden_size**0.5)
-    integers, shape = settings.integers, (rows, columns)
-    is_head = text.ties_embeddings or (integers is not None and hold_the_same(integers, HEAD, EMBEDDING, shape))
-    table = table_of_head(decoder.head, rows, columns, scale) if is_head else None
-    precision = settings.precision(EMBEDDING, shape)
-    path = folder / "token_embeddings.bin"
-    return table or write_table(checkpoint, EMBEDDING, shape, precision, scale, path, integers)
-
-
-def _per_layer_table(
-    checkpoint: Checkpoint, config: ModelConfig, settings: LinearSettings, folder: Path
-) -> EmbeddingTable:
-    """Per-layer embeddings, scaled by width ** 0.5, and by the 2 ** -0.5 of the sum that the decoder makes of them."""
-    text = config.text
-    shape = (text.vocabulary_size, len(text.layers) * text.per_layer_input_size)
-    scale = float((text.per_layer_input_size / 2) ** 0.5)
-    precision = settings.precision(PER_LAYER_EMBEDDING, shape)
-    path = folder / "per_layer_embeddings.bin"
-    return write_table(checkpoint, PER_LAYER_EMBEDDING, shape, precision, scale, path, settings.integers)
 
 
 def _notes(checkpoint: Checkpoint, frontends: Frontends) -> tuple[str, ...]:

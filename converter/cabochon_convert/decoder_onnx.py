@@ -30,7 +30,8 @@ from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
 from cabochon_convert.attention_onnx import AttentionWriter
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.linear_onnx import LinearSettings, LinearWriter, MatrixRows, StoredMatrix
+from cabochon_convert.linear_onnx import LinearWriter, StoredMatrix
+from cabochon_convert.matrices import LinearSettings, MatrixRows
 from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import LayerConfig, TextConfig
 

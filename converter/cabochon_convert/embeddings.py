@@ -44,8 +44,8 @@ def write_table(
         precision = replace(precision, block_size=block_size)
     scale_type: type[np.float16] | type[np.float32] = SCALE_TYPE
     if precision.is_integer:
-        if not precision.symmetric:
-            raise ValueError(f"embedding tables hold symmetric integers, not {precision}")
+        # Rows of a side file have no zero points.
+        precision = replace(precision, symmetric=True)
         if precision.algorithm == "as-trained" and integers is not None:
             parts, scale_type = _trained_rows(integers, tensor, shape, precision), np.float32
         else:
@@ -67,10 +67,12 @@ def write_table(
         rows=rows,
         columns=columns,
         storage=storage,
+        signed=False,
         values=RowRegion(file=path.name, offset=0, stride=stride),
         block_size=precision.block_size,
         scales=RowRegion(file=path.name, offset=value_bytes, stride=stride) if scale_bytes else None,
         scale_storage=np.dtype(scale_type).name if scale_bytes else None,
+        zero_points=None,
         row_scale=row_scale,
     )
 
@@ -80,7 +82,8 @@ def stored_precision(table: EmbeddingTable, precision: Precision) -> Precision:
     if table.scale_storage is None:
         return Precision(TABLE_STORAGE_BITS[table.storage])
     scale_bits = 8 * np.dtype(table.scale_storage).itemsize if precision.algorithm != "as-trained" else 32
-    return replace(precision, block_size=table.block_size, scale_bits=scale_bits)
+    symmetric = table.zero_points is None
+    return replace(precision, block_size=table.block_size, scale_bits=scale_bits, symmetric=symmetric)
 
 
 def table_of_head(head: StoredMatrix, rows: int, columns: int, row_scale: float) -> EmbeddingTable | None:
@@ -91,14 +94,18 @@ def table_of_head(head: StoredMatrix, rows: int, columns: int, row_scale: float)
     precision = head.precision
     if head.values is None or (precision.is_integer and (head.scales is None or columns % precision.block_size)):
         return None
+    if not precision.symmetric and head.zero_points is None:
+        return None
     return EmbeddingTable(
         rows=rows,
         columns=columns,
         storage=f"int{precision.bits}" if precision.is_integer else "float32",
+        signed=False,
         values=head.values,
         block_size=precision.block_size,
         scales=head.scales,
         scale_storage=f"float{precision.scale_bits}" if precision.is_integer else None,
+        zero_points=head.zero_points,
         row_scale=row_scale,
     )
 

@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import TensorProto
 
-from cabochon.arrays import Float32Array
 from cabochon.manifest import AppliedPrecision, Graph, RowRegion
-from cabochon_convert.checkpoint import Checkpoint, CheckpointError
-from cabochon_convert.compensation import error_spread
+from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.quantize import Precision, QuantizedMatrix, quantize_matrix
-from cabochon_convert.recipes import FLOAT, Recipe
-from cabochon_convert.trained_integers import ActivationScales, TrainedIntegers, to_blocks
-
-# 4 lets MLAS round activations to int8 per block and multiply integers; without it an int8 weight is unpacked to float
-# at every step, which is twenty times slower. https://onnxruntime.ai/docs (MatMulNBits, accuracy_level)
-ACCURACY_LEVEL = 4
-
-
-@dataclass(frozen=True, slots=True)
-class MatrixRows:
-    """Some rows of a weight matrix of the checkpoint."""
-
-    tensor: str
-    shape: tuple[int, int]
-    """[outputs, inputs] of the whole matrix."""
-    rows: range
-
-    @classmethod
-    def whole(cls, tensor: str, outputs: int, inputs: int) -> MatrixRows:
-        """All rows of a matrix."""
-        return cls(tensor, (outputs, inputs), range(outputs))
+from cabochon_convert.matrices import LinearSettings, MatrixRows, apply_precision, quantized_parts
+from cabochon_convert.quantize import Precision
+from cabochon_convert.recipes import FLOAT
+from cabochon_convert.trained_integers import ActivationScales
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +25,7 @@ class StoredMatrix:
     values: RowRegion | None
     """None when it is small enough to lie inside the graph file."""
     scales: RowRegion | None
-
-
-@dataclass(frozen=True, slots=True)
-class LinearSettings:
-    """How linear layers are written."""
-
-    recipe: Recipe
-    accuracy_level: int = ACCURACY_LEVEL
-    """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
-    second_moments: Callable[[str], Float32Array] | None = None
-    """By tensor name, [inputs, inputs]: the mean of input times input transposed on calibration data."""
-    integers: TrainedIntegers | None = None
-    """Matrices that are carried over as the integers that they are."""
-
-    def precision(self, tensor: str, shape: tuple[int, int]) -> Precision:
-        """How a weight matrix is stored: as it was trained, or as the recipe says."""
-        trained = self.integers.precision(tensor, shape) if self.integers else None
-        return trained or self.recipe.precision(tensor)
-
-
-def apply_precision(tensor: str, precision: Precision) -> AppliedPrecision:
-    """What the manifest says about a tensor that was stored so."""
-    return AppliedPrecision(
-        tensor=tensor,
-        bits=precision.bits,
-        block_size=precision.block_size,
-        symmetric=precision.symmetric,
-        algorithm=precision.algorithm,
-        scale_bits=precision.scale_bits if precision.is_integer else 0,
-    )
+    zero_points: RowRegion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +113,7 @@ class LinearWriter:
 
         def values() -> Iterator[np.ndarray]:
             for matrix in matrices:
-                for quantized in self._quantized_parts(matrix, precision):
+                for quantized in quantized_parts(self._checkpoint, self._settings, matrix, precision):
                     scales.append(quantized.scales)
                     if quantized.zero_points is not None:
                         zero_points.append(quantized.zero_points)
@@ -172,9 +123,10 @@ class LinearWriter:
         values_region = self._graph.stream_weight(name + ".values", np.dtype(np.uint8), shape, values())
         scales_region = self._write_scales(name + ".scales", (outputs, blocks), scales, precision)
         inputs_of_node = [x, name + ".values", name + ".scales"]
+        zero_region = None
         if zero_points:
             zero_shape = (outputs, zero_points[0].shape[1])
-            self._graph.stream_weight(name + ".zero_points", np.dtype(np.uint8), zero_shape, zero_points)
+            zero_region = self._graph.stream_weight(name + ".zero_points", np.dtype(np.uint8), zero_shape, zero_points)
             inputs_of_node.append(name + ".zero_points")
         attributes = {
             "K": inputs,
@@ -184,7 +136,7 @@ class LinearWriter:
             "accuracy_level": self._settings.accuracy_level,
         }
         self._graph.node("MatMulNBits", inputs_of_node, output, attributes, MICROSOFT)
-        return StoredMatrix(precision, values_region, scales_region)
+        return StoredMatrix(precision, values_region, scales_region, zero_region)
 
     def _write_scales(
         self, name: str, shape: tuple[int, int], scales: Sequence[np.ndarray], precision: Precision
@@ -196,21 +148,6 @@ class LinearWriter:
         # Half the bytes on disk: onnxruntime does this once, when it loads the graph.
         self._graph.node("Cast", [f"{name}.half"], name, {"to": TensorProto.FLOAT})
         return region
-
-    def _quantized_parts(self, matrix: MatrixRows, precision: Precision) -> Iterator[QuantizedMatrix]:
-        if precision.algorithm == "as-trained" and self._settings.integers is not None:
-            for carried in self._settings.integers.rows(matrix.tensor, matrix.shape, matrix.rows):
-                yield to_blocks(carried, precision)
-            return
-        spread = self._spread(matrix.tensor, precision)
-        for part in self._checkpoint.read_rows(matrix.tensor, matrix.shape, matrix.rows):
-            try:
-                yield quantize_matrix(part, precision, spread)
-            except OverflowError:
-                raise CheckpointError(
-                    f"the tensor {matrix.tensor} holds values too large for half-precision scales: choose the recipe "
-                    "int4."
-                ) from None
 
     def _activation_scales(self, tensor: str) -> ActivationScales:
         integers = self._settings.integers
@@ -241,13 +178,6 @@ class LinearWriter:
         nearest = graph.node("Round", [steps], f"{output}.nearest")
         clipped = graph.node("Clip", [nearest, low, high], f"{output}.integers")
         graph.node("Mul", [clipped, step], output)
-
-    def _spread(self, tensor: str, precision: Precision) -> Float32Array | None:
-        if precision.algorithm != "gptq":
-            return None
-        if self._settings.second_moments is None:
-            raise ValueError(f"the recipe calibrates {tensor}, and there is no calibration")
-        return error_spread(self._settings.second_moments(tensor), precision.block_size)
 
     def _parts(self, matrices: Sequence[MatrixRows]) -> Iterator[np.ndarray]:
         for matrix in matrices:

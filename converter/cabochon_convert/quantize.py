@@ -35,6 +35,8 @@ class Precision:
     """Only integers are chosen in different ways."""
     scale_bits: int = 32
     """Of a scale: 32, or 16 for half precision."""
+    positive_scales: bool = False
+    """Whether all scales are above zero, as XNNPACK wants them; of 16 bits they are bfloat16 numbers then."""
 
     def __post_init__(self) -> None:
         if self.bits not in (2, 4, 8, 16, 32):
@@ -105,8 +107,11 @@ def _round_independently(weights: Float32Array, precision: Precision) -> tuple[n
     count = max(1, _CACHED_VALUES // weights.shape[1])
     for first in range(0, len(blocks), count):
         some = slice(first, first + count)
-        grid = fit_grid(blocks[some], precision.bits, precision.symmetric, search=precision.algorithm == "mse")
-        if precision.scale_bits == 16:
+        search, positive = precision.algorithm == "mse", precision.positive_scales
+        grid = fit_grid(blocks[some], precision.bits, precision.symmetric, search, positive)
+        if positive:
+            grid = grid.with_positive_scales(precision.scale_bits)
+        elif precision.scale_bits == 16:
             grid = grid.with_half_scales()
         values[some] = round_to_grid(blocks[some], grid, precision.bits)
         scales[some], zero_points[some] = grid.scales, grid.zero_points

@@ -34,15 +34,32 @@ class Grid:
             raise OverflowError("a scale is too large for half precision")
         return Grid(self.scales.astype(np.float16).astype(np.float32), self.zero_points)
 
+    def with_positive_scales(self, scale_bits: int) -> Grid:
+        """The same grid with no scale of zero; of 16 bits, scales are bfloat16 numbers that half precision holds."""
+        scales = np.where(self.scales > 0, self.scales, np.float32(1))
+        if scale_bits == 16:
+            # Adding half of what is cut off rounds to the nearest, as ml_dtypes does but for ties.
+            bits = (scales.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
+            scales = np.clip(bits.view(np.float32), _SMALLEST_SCALE, _LARGEST_SCALE)
+        return Grid(scales.astype(np.float32), self.zero_points)
 
-def fit_grid(blocks: Float32Array, bits: int, symmetric: bool, search: bool) -> Grid:
+
+_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65280.0
+"""Of the bfloat16 numbers that half precision holds as normal ones."""
+
+
+def fit_grid(blocks: Float32Array, bits: int, symmetric: bool, search: bool, positive: bool = False) -> Grid:
     """The grid of each block [rows, blocks, block size]: from its extremes, or by search the one of least square error.
 
     The search tries some scales; to the integers that one gives, the best scale is known in closed form (as in
     llama.cpp's make_qx_quants), and weights are rounded anew with that.
+
+    Args:
+        positive: symmetric grids have no scale below zero, which costs a little: integers reach one step less far up
+            than down.
     """
     if symmetric:
-        grid = _symmetric_grid(blocks, bits)
+        grid = _positive_grid(blocks, bits) if positive else _symmetric_grid(blocks, bits)
         return _search(blocks, grid, bits) if search else grid
     grid = _asymmetric_grid(blocks, bits, 1.0)
     if not search:
@@ -74,6 +91,13 @@ def _symmetric_grid(blocks: Float32Array, bits: int) -> Grid:
     extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)[..., 0]
     scales = (extreme / np.float32(-half)).astype(np.float32)
     return Grid(scales, np.full(scales.shape, half, np.float32))
+
+
+def _positive_grid(blocks: Float32Array, bits: int) -> Grid:
+    """The smallest scale above zero that reaches the largest and the smallest value."""
+    half = 1 << (bits - 1)
+    scales = np.maximum(blocks.max(axis=-1) / np.float32(half - 1), blocks.min(axis=-1) / np.float32(-half))
+    return Grid(scales.astype(np.float32), np.full(scales.shape, half, np.float32))
 
 
 def _asymmetric_grid(blocks: Float32Array, bits: int, width: float) -> Grid:

@@ -26,7 +26,8 @@ from onnx import TensorProto
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.clipped_linear_onnx import ClippedLinearWriter
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
-from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import BuiltEncoder, LinearWriter
+from cabochon_convert.matrices import LinearSettings, MatrixRows
 from cabochon_convert.vision_config import VisionConfig
 
 PREFIX = "model.vision_tower."

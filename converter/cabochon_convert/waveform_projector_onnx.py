@@ -14,7 +14,8 @@ import numpy as np
 from cabochon_convert.audio_config import WaveformConfig
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import OnnxGraph
-from cabochon_convert.linear_onnx import BuiltEncoder, LinearSettings, LinearWriter, MatrixRows
+from cabochon_convert.linear_onnx import BuiltEncoder, LinearWriter
+from cabochon_convert.matrices import LinearSettings, MatrixRows
 from cabochon_convert.recipes import RECIPES
 
 PROJECTION = "model.embed_audio.embedding_projection.weight"

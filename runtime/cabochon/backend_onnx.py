@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ except ImportError:
 
 
 def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
-    """Load decoder and audio encoder of a package."""
+    """Load the decoder of a package; its audio encoder is loaded when it first hears something."""
     engine = package.manifest.engines["onnx"]
     decoder = OnnxDecoder(package, engine, settings)
     encoder = None
     if engine.audio_encoder is not None:
-        encoder = OnnxAudioEncoder(_load(package.path(engine.audio_encoder.file), settings))
+        encoder = OnnxAudioEncoder(package.path(engine.audio_encoder.file), settings)
     return Session(decoder, encoder)
 
 
@@ -157,15 +158,21 @@ class OnnxDecoder:
 
 
 class OnnxAudioEncoder:
-    """Audio encoder and projector."""
+    """Audio encoder and projector, loaded at the first sound: a chat of text needs no memory for them."""
 
-    def __init__(self, session: Any) -> None:
-        self._session = session
-        (self._input,) = (value.name for value in session.get_inputs())
+    def __init__(self, path: Path, settings: EngineSettings) -> None:
+        self._path = path
+        self._settings = settings
+        self._session: Any = None
+        self._lock = threading.Lock()
 
     def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
-        embeddings: Float32Array = self._session.run(["audio_embeddings"], {self._input: frames[None]})[0][0]
+        with self._lock:
+            if self._session is None:
+                self._session = _load(self._path, self._settings)
+        (graph_input,) = self._session.get_inputs()
+        embeddings: Float32Array = self._session.run(["audio_embeddings"], {graph_input.name: frames[None]})[0][0]
         return embeddings
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 
 import cabochon
+from cabochon.engines import ENGINES
 from cabochon.errors import CabochonError
 from cabochon.package import Package, open_package
 from cabochon.pipeline import Answer, Model, Statistics, Translation
@@ -112,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_common(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
     parser.set_defaults(command=command)
     parser.add_argument("package", help="folder that cabochon-convert wrote")
-    parser.add_argument("--engine", choices=("onnx",), default="onnx", help="what runs the graphs (default: onnx)")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="", help="what runs the graphs (default: what the package was made for)"
+    )
     parser.add_argument("--threads", type=_count, default=0, help="threads of one operation (default: all processors)")
     parser.add_argument("--context-length", type=_count, default=0, help="positions to make room for (default: all)")
     parser.add_argument(

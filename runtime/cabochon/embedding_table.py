@@ -19,6 +19,9 @@ from cabochon.arrays import Float32Array, widen_bfloat16
 from cabochon.errors import PackageError
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, RowRegion
 
+_SIGN_BITS = {2: 0xAA, 4: 0x88, 8: 0x80}
+"""In a byte, of integers of so many bits."""
+
 
 class EmbeddingRows:
     """Row access to one table of a package."""
@@ -26,10 +29,13 @@ class EmbeddingRows:
     def __init__(self, folder: Path, table: EmbeddingTable) -> None:
         self.table = table
         self._values = _Region(folder, table.values, table.rows, _value_bytes(table))
-        self._scales = None
+        self._scales = self._zero_points = None
         if table.scales is not None:
             scale_bytes = table.columns // table.block_size * np.dtype(table.scale_storage).itemsize
             self._scales = _Region(folder, table.scales, table.rows, scale_bytes)
+        if table.zero_points is not None:
+            zero_bytes = -(-table.columns // table.block_size * TABLE_STORAGE_BITS[table.storage] // 8)
+            self._zero_points = _Region(folder, table.zero_points, table.rows, zero_bytes)
 
     def look_up(self, tokens: Sequence[int]) -> Float32Array:
         """Scaled rows of some tokens: float32 [len(tokens), columns]."""
@@ -57,12 +63,26 @@ class EmbeddingRows:
         assert self._scales is not None
         assert table.scale_storage is not None
         bits = TABLE_STORAGE_BITS[table.storage]
-        per_byte, zero_point = 8 // bits, float(1 << (bits - 1))
-        for place in range(per_byte):
-            values = packed if per_byte == 1 else packed >> (place * bits) & ((1 << bits) - 1)
-            np.subtract(values, zero_point, out=out[place::per_byte])
+        if table.signed:
+            # Turning the sign bit around adds 2 ** (bits - 1) to a two's complement.
+            packed = packed ^ np.uint8(_SIGN_BITS[bits])
+        _unpack(packed, bits, out)
         blocks = out.reshape(-1, table.block_size)
+        if self._zero_points is None:
+            np.subtract(blocks, np.float32(1 << (bits - 1)), out=blocks)
+        else:
+            zero_points = np.empty(len(blocks), np.float32)
+            _unpack(self._zero_points.read(token), bits, zero_points)
+            np.subtract(blocks, zero_points[:, None], out=blocks)
         np.multiply(blocks, self._scales.read(token).view(table.scale_storage)[:, None], out=blocks)
+
+
+def _unpack(packed: npt.NDArray[np.uint8], bits: int, out: Float32Array) -> None:
+    """Unsigned integers of 2, 4 or 8 bits, the first of a byte in its lowest ones."""
+    per_byte = 8 // bits
+    for place in range(per_byte):
+        values = packed >> (place * bits) & ((1 << bits) - 1)
+        out[place::per_byte] = values[: len(out[place::per_byte])]
 
 
 def _value_bytes(table: EmbeddingTable) -> int:

@@ -6,6 +6,20 @@ from cabochon.backend import EngineSettings, Session, VisionEncoder
 from cabochon.errors import RequestError
 from cabochon.package import Package
 
+ENGINES = ("onnx", "litert")
+"""That this version can run."""
+
+
+def choose_engine(package: Package, engine: str = "") -> str:
+    """The engine of that name, or, without one, the first of `ENGINES` that the package has graphs for.
+
+    Raises:
+        RequestError: the package has no graphs for it.
+    """
+    name = engine or next((each for each in ENGINES if each in package.manifest.engines), ENGINES[0])
+    _refuse_unknown(package, name)
+    return name
+
 
 def open_session(package: Package, engine: str, settings: EngineSettings) -> Session:
     """Load the graphs of a package with the engine of that name.
@@ -15,6 +29,10 @@ def open_session(package: Package, engine: str, settings: EngineSettings) -> Ses
         MissingDependencyError: the engine's library is not installed.
     """
     _refuse_unknown(package, engine)
+    if engine == "litert":
+        from cabochon.backend_litert import open_litert_session
+
+        return open_litert_session(package, settings)
     from cabochon.backend_onnx import open_onnx_session
 
     return open_onnx_session(package, settings)
@@ -39,5 +57,5 @@ def _refuse_unknown(package: Package, engine: str) -> None:
     engines = package.manifest.engines
     if engine not in engines:
         raise RequestError(f"the package has no graphs for the engine {engine!r}, only for {', '.join(engines)}.")
-    if engine != "onnx":
+    if engine not in ENGINES:
         raise RequestError(f"this cabochon cannot run the engine {engine!r}: install a newer one.")

@@ -17,7 +17,7 @@ from cabochon.errors import PackageError
 from cabochon.json_dataclass import from_json
 from cabochon.vision_model import VisionModel
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -181,20 +181,24 @@ class RowRegion:
 class EmbeddingTable:
     """A table whose rows are read from disk one by one, never loaded whole.
 
-    An integer row holds `columns` values: unsigned, less `2 ** (bits - 1)`, times the scale of their block; of the
-    values that share a byte the first lies in its lowest bits.
+    An integer row holds `columns` values: unsigned, less the zero point of their block, or signed; times its scale. Of
+    the values that share a byte the first lies in its lowest bits.
     """
 
     rows: int
     columns: int
     storage: str
     """One of `TABLE_STORAGE_BITS`."""
+    signed: bool
+    """Whether integers are two's complements; false for floating point."""
     values: RowRegion
     block_size: int
     """Values that share a scale; 0 for floating-point storage."""
     scales: RowRegion | None
     scale_storage: str | None
     """float32 or float16."""
+    zero_points: RowRegion | None
+    """One per block, stored like the values; None where all are `2 ** (bits - 1)`, or 0 of signed integers."""
     row_scale: float
     """Every looked-up row is multiplied by this."""
 
@@ -207,7 +211,9 @@ class EmbeddingTable:
             _require(fills, "an embedding table's blocks do not fill its rows")
             _require(self.scales is not None and self.scale_storage in ("float32", "float16"), "a table has no scales")
         else:
-            _require(self.block_size == 0 and self.scales is None, "a floating-point table has scales")
+            bare = self.block_size == 0 and self.scales is None and self.zero_points is None
+            _require(bare and not self.signed, "a floating-point table has signs, scales or zero points")
+        _require(not self.signed or self.zero_points is None, "a table of signed integers has zero points")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +265,8 @@ class Engine:
     decoder: Graph
     caches: tuple[KeyValueCache, ...]
     audio_encoder: Graph | None
+    audio_projector: Graph | None
+    """From the audio encoder's features to embeddings; None where the encoder's graph does that too."""
     vision_encoder: Graph | None
     token_embeddings: EmbeddingTable
     per_layer_embeddings: EmbeddingTable | None
@@ -266,6 +274,7 @@ class Engine:
     def __post_init__(self) -> None:
         windows = {cache.window for cache in self.caches if cache.window}
         _require(len(windows) < 2, "the sliding caches have different windows")
+        _require(self.audio_encoder is not None or self.audio_projector is None, "a projector has no audio encoder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +298,7 @@ class Manifest:
     tokenizer_file: str
     chat_template_file: str
     engines: dict[str, Engine]
-    """By engine name: `onnx`; empty only while a package is being written."""
+    """By engine name: `onnx` or `litert`; empty only while a package is being written."""
     files: tuple[FileRecord, ...]
     """Every file of the package but the manifest itself."""
 
@@ -325,11 +334,13 @@ class Manifest:
     def _referenced_files(self) -> list[str]:
         paths = [self.tokenizer_file, self.chat_template_file]
         for engine in self.engines.values():
-            graphs = (engine.decoder, engine.audio_encoder, engine.vision_encoder)
+            graphs = (engine.decoder, engine.audio_encoder, engine.audio_projector, engine.vision_encoder)
             paths += [graph.file for graph in graphs if graph is not None]
             for table in (engine.token_embeddings, engine.per_layer_embeddings):
                 if table is not None:
-                    paths += [region.file for region in (table.values, table.scales) if region is not None]
+                    paths += [
+                        region.file for region in (table.values, table.scales, table.zero_points) if region is not None
+                    ]
         return paths
 
     def _control_tokens(self) -> tuple[int, ...]:

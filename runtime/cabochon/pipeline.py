@@ -15,7 +15,7 @@ from cabochon.audio_model import AudioModel
 from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.errors import AudioError, CabochonError, RequestError
 from cabochon.manifest import Prompts
 from cabochon.package import Package, open_package
@@ -127,6 +127,7 @@ class Model:
 
     def __init__(self, package: Package, engine: str, settings: EngineSettings) -> None:
         self.package = package
+        engine = choose_engine(package, engine)
         self._session = open_session(package, engine, settings)
         self._embedder = open_embedder(package, engine)
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
@@ -246,12 +247,12 @@ class Model:
                 statistics.decode_seconds += time.perf_counter() - started
 
 
-def load(package: str | os.PathLike[str], *, engine: str = "onnx", threads: int = 0, context_length: int = 0) -> Model:
+def load(package: str | os.PathLike[str], *, engine: str = "", threads: int = 0, context_length: int = 0) -> Model:
     """Load a package that cabochon-convert wrote.
 
     Args:
         package: the folder.
-        engine: `onnx`.
+        engine: `onnx` or `litert`; by default the one that the package was converted for.
         threads: of one operation; 0 means one per processor.
         context_length: positions of the cache; 0 means as many as the package allows.
 

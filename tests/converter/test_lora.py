@@ -18,7 +18,7 @@ from quantized_checkpoint import MobileWeights, write_mobile_checkpoint, write_q
 from refusals import refused
 
 from cabochon_convert.checkpoint import CheckpointError, open_checkpoint
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.lora import open_adapter
 from cabochon_convert.lora_config import read_lora_config
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING, RECIPES
@@ -95,8 +95,10 @@ def test_a_package_with_an_adapter_is_that_of_the_merged_checkpoint_bit_for_bit(
         safetensors.numpy.save_file(values, file)
     for recipe in ("float", "int4"):
         settings = ConversionSettings(RECIPES[recipe])
-        convert_onnx(by_hand, tmp_path / f"{recipe}-expected", settings)
-        convert_onnx(with_adapter(random_checkpoint, tmp_path / "adapter"), tmp_path / f"{recipe}-found", settings)
+        convert_checkpoint(by_hand, tmp_path / f"{recipe}-expected", settings)
+        convert_checkpoint(
+            with_adapter(random_checkpoint, tmp_path / "adapter"), tmp_path / f"{recipe}-found", settings
+        )
         files = sorted(path.name for path in (tmp_path / f"{recipe}-expected").iterdir())
         assert sorted(path.name for path in (tmp_path / f"{recipe}-found").iterdir()) == files
         for name in set(files) - {"manifest.json"}:
@@ -154,7 +156,7 @@ def test_changes_of_tensors_that_the_package_leaves_out_are_a_note(random_checkp
     tensors = factors(QUERY, 64, 64) | factors(shared, 32, 64)
     write_adapter(tmp_path / "adapter", tensors, target_modules=["q_proj", "k_proj"])
     source = with_adapter(random_checkpoint, tmp_path / "adapter")
-    conversion = convert_onnx(source, tmp_path / "package", ConversionSettings(RECIPES["int4"]))
+    conversion = convert_checkpoint(source, tmp_path / "package", ConversionSettings(RECIPES["int4"]))
     (note,) = [note for note in conversion.notes if "adapter" in note]
     assert f"no effect: {shared}.weight." in note
 
@@ -340,7 +342,7 @@ def test_values_that_are_not_finite_are_refused_before_anything_is_left_behind(
     write_adapter(tmp_path / "adapter", tensors, **config)
     with refused(CheckpointError, QUERY, *words):
         source = with_adapter(random_checkpoint, tmp_path / "adapter")
-        convert_onnx(source, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_checkpoint(source, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -388,7 +390,7 @@ def test_matrices_on_a_grid_of_training_stay_integers_unless_the_adapter_changes
     checkpoint = write_q4_0_checkpoint(tmp_path / "checkpoint", embedding_on_grid=False)
     write_adapter(tmp_path / "adapter", small_tensors())
     source = with_adapter(checkpoint, tmp_path / "adapter")
-    conversion = convert_onnx(source, tmp_path / "package", ConversionSettings(RECIPES["as-trained"]))
+    conversion = convert_checkpoint(source, tmp_path / "package", ConversionSettings(RECIPES["as-trained"]))
     bits = {applied.tensor: applied.bits for applied in conversion.manifest.recipe.precisions}
     assert [bits[f"{module}.weight"] for module in SHAPES] == [32, 32]
     assert bits[f"{QUERY}.weight".replace("layers.1.", "layers.0.")] == 4

@@ -15,7 +15,7 @@ from commands import CABOCHON, CONVERT, assert_refused, run_command
 from refusals import refused
 
 from cabochon.package import open_package
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.package import OutputError, new_package
 from cabochon_convert.recipes import RECIPES
 
@@ -207,7 +207,7 @@ def test_the_checkpoint_is_not_replaced_by_its_package(random_checkpoint: Path) 
     settings = ConversionSettings(RECIPES["float"], replace=True)
     for folder in (random_checkpoint, random_checkpoint.parent):
         with refused(OutputError, "checkpoint itself"):
-            convert_onnx(random_checkpoint, folder, settings)
+            convert_checkpoint(random_checkpoint, folder, settings)
 
 
 def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
@@ -236,6 +236,6 @@ def test_a_killed_conversion_leaves_no_package_and_the_next_one_cleans_up(
     assert names_in(tmp_path) == [partial.name]
     for folder in (target, partial):
         assert_refused(run_command(CABOCHON, "info", folder), folder.name)
-    convert_onnx(random_checkpoint, target, ConversionSettings(RECIPES["float"]))
+    convert_checkpoint(random_checkpoint, target, ConversionSettings(RECIPES["float"]))
     assert names_in(tmp_path) == ["package"]
     assert run_command(CABOCHON, "info", target, "--check").returncode == 0

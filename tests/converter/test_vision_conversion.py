@@ -16,7 +16,7 @@ from refusals import refused
 from cabochon.manifest import read_manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert.checkpoint import CheckpointError
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 GRAPH_FILES = {"vision_encoder.onnx", "vision_encoder.onnx.data"}
@@ -90,7 +90,7 @@ def test_a_package_with_vision_loads_and_tells_what_it_holds(random_package: Pat
 
 
 def test_a_checkpoint_that_does_not_see_converts_as_before(tmp_path: Path) -> None:
-    conversion = convert_onnx(TINY, tmp_path / "package", ConversionSettings(RECIPES["int4"]))
+    conversion = convert_checkpoint(TINY, tmp_path / "package", ConversionSettings(RECIPES["int4"]))
     assert conversion.manifest.vision is None
     assert conversion.notes == ()
     assert not GRAPH_FILES & {path.name for path in (tmp_path / "package").iterdir()}
@@ -101,7 +101,7 @@ def test_a_vision_encoder_without_its_weights_is_refused_by_name(tmp_path: Path)
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", config | {"vision_config": None}, RandomWeights())
     (checkpoint / "config.json").write_text(json.dumps(config))
     with refused(CheckpointError, "no tensor model.vision_tower."):
-        convert_onnx(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_checkpoint(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
@@ -125,4 +125,4 @@ def test_weights_that_do_not_fit_the_config_are_refused(
     checkpoint = shutil.copytree(random_checkpoint, tmp_path / "checkpoint")
     (checkpoint / "config.json").write_text(json.dumps(config))
     with refused(CheckpointError, words):
-        convert_onnx(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_checkpoint(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))

@@ -19,7 +19,7 @@ from cabochon.package import open_package
 from cabochon.prompt import Message, PromptWriter
 from cabochon.sampling import Sampler, SamplingSettings, soft_cap
 from cabochon.tokenizer import Tokenizer
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 QUESTIONS = ("Where is the station?", "Translate from English into German: The bag is heavy.")
@@ -31,7 +31,7 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With 2-bit token embeddings, and scales in float32 among the values of the per-layer table."""
     folder = tmp_path_factory.mktemp("trained")
     checkpoint = write_mobile_checkpoint(folder / "checkpoint", MobileWeights(activation_scale=0))
-    return convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["as-trained"])).folder
+    return convert_checkpoint(checkpoint, folder / "package", ConversionSettings(RECIPES["as-trained"])).folder
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,9 @@ def dense_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without per-layer embeddings, and with fewer key-value heads in full layers."""
     folder = tmp_path_factory.mktemp("dense")
     checkpoint = write_random_checkpoint(folder / "checkpoint", dense_config(), RandomWeights())
-    return convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["int8"], text_only=True)).folder
+    return convert_checkpoint(
+        checkpoint, folder / "package", ConversionSettings(RECIPES["int8"], text_only=True)
+    ).folder
 
 
 def prompts(folder: Path) -> list[list[int]]:

@@ -18,7 +18,7 @@ from conftest import TINY
 from cabochon.package import open_package
 from cabochon_convert.calibration import Calibration, calibrated_tensors
 from cabochon_convert.checkpoint import open_checkpoint
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.evaluation_data import read_evaluation_data
 from cabochon_convert.progress import Silence
 from cabochon_convert.questions import Prompt
@@ -71,7 +71,7 @@ def test_calibrated_rounding_brings_the_decoder_closer_to_the_checkpoint(data: P
     examples = replace(read_evaluation_data(data, "English"), typed=())
     calibration = Calibration([examples], Silence())
     folders = [
-        convert_onnx(TINY, tmp_path / name, ConversionSettings(RECIPES[name], calibration=calibration)).folder
+        convert_checkpoint(TINY, tmp_path / name, ConversionSettings(RECIPES[name], calibration=calibration)).folder
         for name in ("int4", "int4-calibrated")
     ]
     plain, calibrated = verify_packages(folders, TINY, Silence(), examples)

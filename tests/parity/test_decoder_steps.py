@@ -16,7 +16,7 @@ from cabochon.backend import LONGEST_RUN, EngineSettings, Session
 from cabochon.engines import open_session
 from cabochon.errors import RequestError
 from cabochon.package import Package, open_package
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 POSITIONS = 150
@@ -68,7 +68,7 @@ def long_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     folder = tmp_path_factory.mktemp("long")
     config = small_config(max_position_embeddings=2048)
     checkpoint = write_random_checkpoint(folder / "checkpoint", config, RandomWeights())
-    convert_onnx(checkpoint, folder / "package", ConversionSettings(RECIPES["float"], context_length=2048))
+    convert_checkpoint(checkpoint, folder / "package", ConversionSettings(RECIPES["float"], context_length=2048))
     return open_package(folder / "package")
 
 

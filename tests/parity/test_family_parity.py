@@ -32,7 +32,7 @@ from cabochon.package import open_package
 from cabochon.prompt import Message
 from cabochon.sampling import soft_cap
 from cabochon_convert.checkpoint import CheckpointError
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
 from cabochon_convert.verify import verify_packages
@@ -53,7 +53,7 @@ class Member:
 
 
 def convert_member(checkpoint: Path) -> Member:
-    return Member(checkpoint, convert_onnx(checkpoint, checkpoint.parent / "package", FLOAT).folder)
+    return Member(checkpoint, convert_checkpoint(checkpoint, checkpoint.parent / "package", FLOAT).folder)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_verification_passes(member: Member) -> None:
 @pytest.mark.parametrize(("recipe", "cosine"), [("int8", 0.998), ("int4-mixed", 0.94), ("int2-small", 0.8)])
 def test_a_rounded_dense_package_stays_close(dense: Member, tmp_path: Path, recipe: str, cosine: float) -> None:
     settings = ConversionSettings(RECIPES[recipe], text_only=True)
-    package = convert_onnx(dense.checkpoint, tmp_path / "package", settings)
+    package = convert_checkpoint(dense.checkpoint, tmp_path / "package", settings)
     tokens = random_tokens()
     with torch.no_grad():
         expected = load_transformers(dense.checkpoint)(input_ids=torch.tensor([tokens])).logits[0].numpy()
@@ -154,7 +154,7 @@ def test_a_rounded_dense_package_stays_close(dense: Member, tmp_path: Path, reci
 
 def test_values_of_a_dense_model_keep_eight_bits_where_they_are_keys(dense: Member, tmp_path: Path) -> None:
     settings = ConversionSettings(RECIPES["int4-mixed"], text_only=True)
-    manifest = convert_onnx(dense.checkpoint, tmp_path / "package", settings).manifest
+    manifest = convert_checkpoint(dense.checkpoint, tmp_path / "package", settings).manifest
     bits = {
         applied.tensor.removeprefix("model.language_model."): applied.bits for applied in manifest.recipe.precisions
     }
@@ -212,7 +212,7 @@ def test_a_unified_package_takes_sounds_like_any_other(unified: Member, tmp_path
 
 def test_a_unified_projector_stays_float_and_the_decoder_is_rounded(unified: Member, tmp_path: Path) -> None:
     settings = ConversionSettings(RECIPES["int4-mixed"], without_vision=True)
-    manifest = convert_onnx(unified.checkpoint, tmp_path / "package", settings).manifest
+    manifest = convert_checkpoint(unified.checkpoint, tmp_path / "package", settings).manifest
     bits = {applied.tensor: applied.bits for applied in manifest.recipe.precisions}
     assert bits["model.embed_audio.embedding_projection.weight"] == 32
     assert bits["model.language_model.layers.0.mlp.gate_proj.weight"] == 4
@@ -220,18 +220,18 @@ def test_a_unified_projector_stays_float_and_the_decoder_is_rounded(unified: Mem
 
 def test_images_without_an_encoder_are_refused_until_they_are_left_out(unified: Member, tmp_path: Path) -> None:
     with refused(CheckpointError, "Gemma4UnifiedForConditionalGeneration", "without an encoder", "--no-vision"):
-        convert_onnx(unified.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_checkpoint(unified.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     assert not (tmp_path / "package").exists()
 
 
 def test_images_that_look_ahead_are_refused_until_they_are_left_out(dense: Member, tmp_path: Path) -> None:
     with refused(CheckpointError, "use_bidirectional_attention", "--no-vision"):
-        convert_onnx(dense.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+        convert_checkpoint(dense.checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     assert not (tmp_path / "package").exists()
 
 
 def test_a_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", experts_config(), RandomWeights())
     with refused(CheckpointError, "enable_moe_block", "8 experts", "26B-A4B", "dense"):
-        convert_onnx(checkpoint, tmp_path / "package", FLOAT)
+        convert_checkpoint(checkpoint, tmp_path / "package", FLOAT)
     assert not (tmp_path / "package").exists()

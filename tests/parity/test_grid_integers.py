@@ -16,7 +16,7 @@ from quantized_checkpoint import TABLES, is_on_q4_0_grid, write_q4_0_checkpoint
 from cabochon.embedder import open_embedder
 from cabochon.package import open_package
 from cabochon_convert.checkpoint import open_checkpoint
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.grid_integers import find_grids
 from cabochon_convert.progress import Silence
@@ -35,7 +35,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Checkpoint, package, and whether the token embedding, which is the output matrix too, lies on the grid."""
     folder = tmp_path_factory.mktemp("q4_0")
     checkpoint = write_q4_0_checkpoint(folder / "checkpoint", embedding_on_grid=request.param)
-    convert_onnx(checkpoint, folder / "package", AS_TRAINED)
+    convert_checkpoint(checkpoint, folder / "package", AS_TRAINED)
     return checkpoint, folder / "package", request.param
 
 

@@ -15,7 +15,7 @@ from refusals import refused
 
 from cabochon.errors import RequestError
 from cabochon_convert.checkpoint import Checkpoint, open_checkpoint
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.progress import Silence
 from cabochon_convert.questions import Prompt
 from cabochon_convert.recipes import HEAD, RECIPES
@@ -121,7 +121,7 @@ def parted(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("parted")
     train_adapter(random_checkpoint, folder / "adapter", **TIED_CASES["embeddings"][1])
     source = with_adapter(random_checkpoint, folder / "adapter")
-    conversion = convert_onnx(source, folder / "package", ConversionSettings(RECIPES["float"]))
+    conversion = convert_checkpoint(source, folder / "package", ConversionSettings(RECIPES["float"]))
     assert any("the package holds both" in note for note in conversion.notes)
     return source, folder / "package"
 

@@ -31,7 +31,7 @@ from refusals import refused
 
 from cabochon.package import open_package
 from cabochon_convert.checkpoint import CheckpointError, open_checkpoint
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.packed_integers import PackedIntegers
 from cabochon_convert.progress import Silence
@@ -73,7 +73,7 @@ def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Checkpoint and package."""
     folder = tmp_path_factory.mktemp("packed")
     checkpoint = write_packed_checkpoint(folder / "checkpoint", PACKINGS[request.param])
-    convert_onnx(checkpoint, folder / "package", AS_TRAINED)
+    convert_checkpoint(checkpoint, folder / "package", AS_TRAINED)
     return checkpoint, folder / "package"
 
 
@@ -157,7 +157,7 @@ def test_such_a_package_is_verified_against_its_own_checkpoint(converted: tuple[
 
 def test_another_recipe_does_not_round_what_is_packed(converted: tuple[Path, Path], tmp_path: Path) -> None:
     with refused(CheckpointError, "already quantized", "int4", "as-trained"):
-        convert_onnx(converted[0], tmp_path / "package", ConversionSettings(RECIPES["int4"]))
+        convert_checkpoint(converted[0], tmp_path / "package", ConversionSettings(RECIPES["int4"]))
 
 
 @given(st.data(), EVERY_BITS, st.integers(1, 5), st.integers(1, 300))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
 from cabochon_convert.report import Report
@@ -70,7 +70,7 @@ def test_verification_fails_when_a_weight_is_wrong(random_checkpoint: Path, tmp_
     start, end = (data_start + offset for offset in offsets)
     content[start:end] = (np.frombuffer(content[start:end], np.float32) * np.float32(1.01)).tobytes()
     shard.write_bytes(content)
-    convert_onnx(damaged, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+    convert_checkpoint(damaged, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     report = verify_package(tmp_path / "package", random_checkpoint)
     assert not report.passed
     # The error is seen where it is made. float32 sums in another order; measured 2e-6.
@@ -93,7 +93,7 @@ def test_verification_fails_when_a_weight_is_wrong(random_checkpoint: Path, tmp_
 def test_a_rounded_package_of_the_trained_model_stays_close_to_the_reference(
     recipe: str, cosine: float, divergence: float, same_top_token: float, tmp_path: Path
 ) -> None:
-    convert_onnx(TINY, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
+    convert_checkpoint(TINY, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
     report = verify_package(tmp_path / "package", TINY)
     assert min(comparison.cosine for comparison in report.audio) >= cosine
     assert max(comparison.divergence for comparison in report.logits) <= divergence
@@ -105,6 +105,6 @@ def test_rounded_weights_without_rounded_activations_match_a_reference_with_the_
 ) -> None:
     """int4 at accuracy level 0 is exact arithmetic on rounded weights, so only the rounding may differ from float."""
     settings = ConversionSettings(RECIPES["int8"], accuracy_level=0)
-    convert_onnx(random_checkpoint, tmp_path / "package", settings)
+    convert_checkpoint(random_checkpoint, tmp_path / "package", settings)
     report = verify_package(tmp_path / "package", random_checkpoint)
     assert min(comparison.cosine for comparison in report.audio) >= 0.999

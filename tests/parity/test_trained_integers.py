@@ -27,7 +27,7 @@ from cabochon.engines import open_vision_encoder
 from cabochon.manifest import Manifest
 from cabochon.package import open_package
 from cabochon_convert.checkpoint import CheckpointError
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.progress import Silence
 from cabochon_convert.questions import Prompt, QuestionWriter, made_up_clips
@@ -46,7 +46,7 @@ def mobile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mobile_package(mobile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("packages") / "mobile"
-    convert_onnx(mobile, folder, AS_TRAINED)
+    convert_checkpoint(mobile, folder, AS_TRAINED)
     return folder
 
 
@@ -132,7 +132,7 @@ def test_the_manifest_says_what_was_carried_over(mobile_package: Path) -> None:
 
 
 def test_scales_of_integer_caches_are_left_out_and_said_so(mobile: Path, tmp_path: Path) -> None:
-    conversion = convert_onnx(mobile, tmp_path / "package", AS_TRAINED)
+    conversion = convert_checkpoint(mobile, tmp_path / "package", AS_TRAINED)
     layers = conversion.manifest.text.layer_count
     assert any(note.startswith(f"{2 * layers} scales for integer caches") for note in conversion.notes)
     assert all(name.startswith("model.language_model.layers.") for name in conversion.manifest.source.skipped_tensors)
@@ -142,17 +142,17 @@ def test_scales_of_integer_caches_are_left_out_and_said_so(mobile: Path, tmp_pat
 def test_no_recipe_rounds_integers_again(mobile: Path, tmp_path: Path, recipe: str) -> None:
     calibration: Any = object()
     with refused(CheckpointError, "already quantized", recipe, "as-trained"):
-        convert_onnx(mobile, tmp_path / "package", ConversionSettings(RECIPES[recipe], calibration=calibration))
+        convert_checkpoint(mobile, tmp_path / "package", ConversionSettings(RECIPES[recipe], calibration=calibration))
 
 
 @pytest.mark.parametrize("recipe", ["as-trained", "as-trained-int8"])
 def test_a_checkpoint_without_integers_cannot_keep_them(random_checkpoint: Path, tmp_path: Path, recipe: str) -> None:
     with refused(CheckpointError, recipe, "holds no trained integers"):
-        convert_onnx(random_checkpoint, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
+        convert_checkpoint(random_checkpoint, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
 
 
 def test_what_training_left_floating_point_may_be_rounded(mobile: Path, tmp_path: Path) -> None:
-    manifest = convert_onnx(mobile, tmp_path / "package", ConversionSettings(RECIPES["as-trained-int8"])).manifest
+    manifest = convert_checkpoint(mobile, tmp_path / "package", ConversionSettings(RECIPES["as-trained-int8"])).manifest
     precisions = {applied.tensor: applied for applied in manifest.recipe.precisions}
     assert precisions["model.language_model.per_layer_model_projection.weight"].bits == 8
     assert precisions["lm_head.weight"].bits == 2
@@ -166,7 +166,7 @@ def test_the_reference_says_that_it_rounds_no_activations(mobile: Path) -> None:
 def test_an_output_matrix_that_is_the_embedding_is_stored_once(mobile_package: Path, tmp_path: Path) -> None:
     assert not (mobile_package / "token_embeddings.bin").exists()
     apart = write_mobile_checkpoint(tmp_path / "apart", MobileWeights(head_is_embedding=False))
-    convert_onnx(apart, tmp_path / "package", AS_TRAINED)
+    convert_checkpoint(apart, tmp_path / "package", AS_TRAINED)
     assert (tmp_path / "package" / "token_embeddings.bin").exists()
     assert max(relative_errors(tmp_path / "package", load(apart))) <= 0.03
 
@@ -179,7 +179,7 @@ def test_logits_with_rounded_activations_are_those_of_transformers(mobile: Path,
 def test_logits_without_rounded_activations_are_those_of_transformers(tmp_path: Path) -> None:
     weights = MobileWeights(activation_scale=0.0, scale_per_layer=False)
     checkpoint = write_mobile_checkpoint(tmp_path / "checkpoint", weights)
-    convert_onnx(checkpoint, tmp_path / "package", AS_TRAINED)
+    convert_checkpoint(checkpoint, tmp_path / "package", AS_TRAINED)
     # float32 sums in another order.
     assert max(relative_errors(tmp_path / "package", load(checkpoint))) <= 1e-5
 

@@ -18,7 +18,7 @@ from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings, VisionEncoder
 from cabochon.engines import open_vision_encoder
 from cabochon.package import open_package
-from cabochon_convert.convert import ConversionSettings, convert_onnx
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
 FLOAT_TOLERANCE = 1e-5
@@ -163,7 +163,7 @@ def test_an_encoder_of_other_sizes_without_bounds_or_standardization_equals_the_
         "rope_parameters": {"rope_type": "axial", "rope_theta": 30.0},
     }
     checkpoint = write_random_checkpoint(tmp_path / "checkpoint", config, RandomWeights(seed=1, clip_bound=clip_bound))
-    convert_onnx(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
+    convert_checkpoint(checkpoint, tmp_path / "package", ConversionSettings(RECIPES["float"]))
     encoder, reference = open_encoder(tmp_path / "package"), load_reference(checkpoint)
     for grid in ((2, 2), (6, 10), (2, 40), (26, 4)):
         assert compare(encoder, reference, make_patches(*grid, values=12)) <= FLOAT_TOLERANCE
@@ -174,7 +174,7 @@ def test_a_rounded_encoder_stays_close_to_the_reference(
     random_checkpoint: Path, reference: Reference, tmp_path: Path, recipe: str, cosine: float
 ) -> None:
     """Random weights have no structure that rounding could spare: measured 0.9997 and 0.953."""
-    convert_onnx(random_checkpoint, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
+    convert_checkpoint(random_checkpoint, tmp_path / "package", ConversionSettings(RECIPES[recipe]))
     encoder = open_encoder(tmp_path / "package")
     for grid in ((3, 3), (24, 24), (30, 21)):
         patches = make_patches(*grid)

@@ -21,7 +21,7 @@ STORAGES = ("float32", "float16", "bfloat16", "int8", "int4", "int2")
 
 
 def write_table(
-    folder: Path, storage: str, scale_storage: str, offset: int, gap: int, seed: int
+    folder: Path, storage: str, scale_storage: str, offset: int, gap: int, seed: int, kind: str = "unsigned"
 ) -> tuple[EmbeddingTable, np.ndarray]:
     """A table file and the rows that it stands for, computed from its definition."""
     generator = np.random.default_rng(seed)
@@ -30,9 +30,14 @@ def write_table(
     if is_integer:
         bits = int(storage.removeprefix("int"))
         integers = generator.integers(0, 1 << bits, (ROWS, COLUMNS), dtype=np.uint8)
-        rows = (integers.astype(np.float32) - (1 << (bits - 1))) * np.repeat(scales.astype(np.float32), BLOCK, axis=1)
-        values = sum(integers[:, place :: 8 // bits] << (place * bits) for place in range(8 // bits))
-        parts = [values, scales.view(np.uint8)]
+        zero_points = np.full(scales.shape, 1 << (bits - 1), np.uint8)
+        if kind == "with zero points":
+            zero_points = generator.integers(0, 1 << bits, scales.shape, dtype=np.uint8)
+        distances = integers.astype(np.float32) - np.repeat(zero_points, BLOCK, axis=1)
+        rows = distances * np.repeat(scales.astype(np.float32), BLOCK, axis=1)
+        # The same values as two's complements.
+        values = pack(integers ^ np.uint8(1 << (bits - 1)) if kind == "signed" else integers, bits)
+        parts = [values, scales.view(np.uint8), *([pack(zero_points, bits)] if kind == "with zero points" else [])]
     else:
         stored = generator.standard_normal((ROWS, COLUMNS)).astype(
             ml_dtypes.bfloat16 if storage == "bfloat16" else storage
@@ -47,13 +52,26 @@ def write_table(
         rows=ROWS,
         columns=COLUMNS,
         storage=storage,
+        signed=is_integer and kind == "signed",
         values=region,
         block_size=BLOCK if is_integer else 0,
         scales=replace(region, offset=offset + values.shape[1]) if is_integer else None,
         scale_storage=scale_storage if is_integer else None,
+        zero_points=(
+            replace(region, offset=offset + values.shape[1] + scales[0].nbytes)
+            if is_integer and kind == "with zero points"
+            else None
+        ),
         row_scale=ROW_SCALE,
     )
     return table, rows * np.float32(ROW_SCALE)
+
+
+def pack(integers: np.ndarray, bits: int) -> np.ndarray:
+    """Rows of bytes, the last one filled up with zeros."""
+    per_byte = 8 // bits
+    filled = np.pad(integers, ((0, 0), (0, -integers.shape[1] % per_byte)))
+    return sum(filled[:, place::per_byte] << (place * bits) for place in range(per_byte))
 
 
 def resident_bytes() -> int:
@@ -68,11 +86,19 @@ def resident_bytes() -> int:
     gap=st.integers(0, 9),
     seed=st.integers(0, 99),
     tokens=st.lists(st.integers(0, ROWS - 1), max_size=10),
+    kind=st.sampled_from(["unsigned", "with zero points", "signed"]),
 )
 def test_rows_equal_their_definition_wherever_they_lie(
-    tmp_path: Path, storage: str, scale_storage: str, offset: int, gap: int, seed: int, tokens: list[int]
+    tmp_path: Path,
+    storage: str,
+    scale_storage: str,
+    offset: int,
+    gap: int,
+    seed: int,
+    tokens: list[int],
+    kind: str,
 ) -> None:
-    table, rows = write_table(tmp_path, storage, scale_storage, offset, gap, seed)
+    table, rows = write_table(tmp_path, storage, scale_storage, offset, gap, seed, kind)
     found = EmbeddingRows(tmp_path, table).look_up(tokens)
     assert found.dtype == np.float32
     assert found.shape == (len(tokens), COLUMNS)
@@ -89,7 +115,7 @@ def test_rows_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
     scales = replace(region, offset=0)
     table = EmbeddingTable(
         storage="int8", rows=rows, columns=columns // 2, values=region, scales=scales, row_scale=1.0,
-        block_size=32, scale_storage="float16",
+        block_size=32, scale_storage="float16", zero_points=None, signed=False,
     )  # fmt: skip
     lookup = EmbeddingRows(tmp_path, table)
     lookup.look_up([0])

@@ -91,11 +91,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
     )
     per_layer_columns = text.layer_count * text.per_layer_input_size
     vision = draw(st.none() | vision_models(tokens))
+    encoder = draw(st.none() | graph)
     engine = st.builds(
         Engine,
         decoder=graph,
         caches=st.lists(cache, max_size=2).map(tuple),
-        audio_encoder=st.none() | graph,
+        audio_encoder=st.just(encoder),
+        audio_projector=st.none() | graph if encoder else st.none(),
         vision_encoder=graph if vision else st.none(),
         token_embeddings=tables(names, text.vocabulary_size, text.hidden_size),
         per_layer_embeddings=tables(names, text.vocabulary_size, per_layer_columns),
@@ -164,6 +166,7 @@ def tables(draw: st.DrawFn, names: list[str], rows: int, columns: int) -> Embedd
     region = st.builds(RowRegion, file=st.sampled_from(names), offset=st.integers(0, 1 << 40), stride=SIZES)
     storage = draw(st.sampled_from(["float32", "float16", "bfloat16", "int8", "int4", "int2"]))
     is_integer = storage.startswith("int")
+    signed = is_integer and draw(st.booleans())
     return EmbeddingTable(
         rows=rows,
         columns=columns,
@@ -172,6 +175,8 @@ def tables(draw: st.DrawFn, names: list[str], rows: int, columns: int) -> Embedd
         block_size=16 if is_integer else 0,
         scales=draw(region) if is_integer else None,
         scale_storage=draw(st.sampled_from(["float32", "float16"])) if is_integer else None,
+        zero_points=None if signed or not is_integer else draw(st.none() | region),
+        signed=signed,
         row_scale=draw(st.floats(allow_nan=False, allow_infinity=False)),
     )
 
@@ -252,12 +257,12 @@ def test_a_manifest_survives_writing_and_reading(manifest: Manifest) -> None:
     assert manifest_from_text(manifest_to_text(manifest), "manifest.json") == manifest
 
 
-def test_the_written_bytes_are_those_of_format_version_3() -> None:
+def test_the_written_bytes_are_those_of_format_version_4() -> None:
     golden = GOLDEN_MANIFEST.read_bytes()
     assert manifest_to_text(manifest_from_text(golden.decode(), "golden")).encode() == golden
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, 99, "1", "3", [], None, 1.5, True, 1.0])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 99, "1", "4", [], None, 1.5, True, 1.0])
 def test_another_format_version_is_refused_before_anything_else_is_read(version: Any) -> None:
     with refused(PackageError, "manifest.json", "format"):
         manifest_from_text(json.dumps({"format_version": version, "whatever": 1}), "manifest.json")

@@ -1,0 +1,205 @@
+"""A package for LiteRT as one `.litertlm` file, which Google's LiteRT-LM and its apps run."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from cabochon.embedder import open_embedder
+from cabochon.errors import CabochonError, RequestError, missing_dependency
+from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Manifest, RowRegion
+from cabochon.package import Package
+from cabochon.tokenizer import Tokenizer
+from cabochon_convert.embedder_litert import build_embedder
+from cabochon_convert.flatbuffer_litert import MatrixPart
+from cabochon_convert.graph_writer_litert import GraphWriter
+from cabochon_convert.package import OutputError
+from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
+
+try:
+    from litert_lm_builder import litertlm_builder
+    from litert_lm_builder.runtime.proto import executor_metadata_pb2, llm_metadata_pb2, sampler_params_pb2
+except ImportError as error:
+    raise missing_dependency(str(error.name), "convert-litert") from None
+
+SUFFIX = ".litertlm"
+_ROWS_AT_ONCE = 4096
+_KEY_AXIS, _VALUE_AXIS = 2, 3
+"""Positions in caches of keys and of values."""
+
+
+def write_litertlm(package: Package, path: Path) -> int:
+    """Bundle a package; returns the size of the file.
+
+    Raises:
+        RequestError: the package is not for LiteRT.
+        OutputError: the file exists or cannot be written; nothing is left behind.
+    """
+    if "litert" not in package.manifest.engines:
+        raise RequestError(f"{package.folder} has no graphs for litert: convert the checkpoint with --target litert.")
+    if path.exists():
+        raise OutputError(f"{path} exists already: choose another name.")
+    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.parts-") as parts:
+            builder = _fill(litertlm_builder.LitertLmFileBuilder(), package, Path(parts))
+            with beside.open("wb") as file:
+                builder.build(file)
+                file.flush()
+                os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        if isinstance(error, CabochonError):
+            raise
+        raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
+    finally:
+        beside.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def _fill(builder: Any, package: Package, parts: Path) -> Any:
+    manifest, engine = package.manifest, package.manifest.engines["litert"]
+    types = litertlm_builder.TfLiteModelType
+    (parts / "llm_metadata.pb").write_bytes(_llm_metadata(package).SerializeToString())
+    (parts / "executor_metadata.pb").write_bytes(_executor_metadata(manifest).SerializeToString())
+    author = litertlm_builder.Metadata(key="Authors", value=manifest.created_by, dtype=litertlm_builder.DType.STRING)
+    builder.add_system_metadata(author)
+    builder.add_llm_metadata(str(parts / "llm_metadata.pb"))
+    builder.add_executor_metadata(str(parts / "executor_metadata.pb"))
+    builder.add_hf_tokenizer(str(package.path(manifest.tokenizer_file)))
+    models = {types.PREFILL_DECODE: package.path(engine.decoder.file)}
+    models[types.EMBEDDER] = _embedder(package, engine.token_embeddings, parts / "embedder.tflite")
+    if engine.per_layer_embeddings is not None:
+        models[types.PER_LAYER_EMBEDDER] = package.path(engine.per_layer_embeddings.values.file)
+    if engine.audio_encoder is not None and engine.audio_projector is not None and manifest.audio is not None:
+        models[types.AUDIO_ENCODER_HW] = package.path(engine.audio_encoder.file)
+        models[types.AUDIO_ADAPTER] = package.path(engine.audio_projector.file)
+        models[types.END_OF_AUDIO] = _end_of_audio(package, manifest.audio.end_token, parts / "end_of_audio.tflite")
+    for kind, model in models.items():
+        builder.add_tflite_model(str(model), kind)
+    return builder
+
+
+@dataclass(frozen=True, slots=True)
+class _PackagedTable:
+    """An embedding table of a package on its way into a graph of its own."""
+
+    folder: Path
+    table: EmbeddingTable
+
+    @property
+    def rows(self) -> int:
+        return self.table.rows
+
+    @property
+    def columns(self) -> int:
+        return self.table.columns
+
+    @property
+    def bits(self) -> int:
+        return TABLE_STORAGE_BITS[self.table.storage]
+
+    @property
+    def block_size(self) -> int:
+        return self.table.block_size if self.table.scale_storage == "float16" else 0
+
+    def parts(self) -> Iterator[MatrixPart]:
+        """See `StoredMatrix.parts`."""
+        for start in range(0, self.rows, _ROWS_AT_ONCE):
+            count = min(_ROWS_AT_ONCE, self.rows - start)
+            values = self._read(self.table.values, start, count, np.dtype(np.uint8))
+            scales = np.zeros((count, 0), np.float32)
+            if self.table.scales is not None:
+                kind = np.dtype(self.table.scale_storage)
+                scales = self._read(self.table.scales, start, count, kind).astype(np.float32)
+            yield MatrixPart(values if self.bits < 32 else values.view(np.float32), scales)
+
+    def _read(self, region: RowRegion, start: int, count: int, kind: np.dtype[Any]) -> np.ndarray:
+        # Rows of LiteRT's tables lie side by side.
+        with (self.folder / region.file).open("rb") as file:
+            file.seek(region.offset + start * region.stride)
+            content = file.read(count * region.stride)
+        return np.frombuffer(content, kind).reshape(count, -1)
+
+
+def _embedder(package: Package, table: EmbeddingTable, path: Path) -> Path:
+    """The graph of the token embeddings, which lie in the decoder's file when they are tied."""
+    build_embedder(_PackagedTable(package.folder, table), table.row_scale, (table.columns,), path)
+    return path
+
+
+def _end_of_audio(package: Package, token: int, path: Path) -> Path:
+    """A graph that gives one embedding."""
+    row = open_embedder(package, "litert").tokens.look_up([token])[None]
+    graph = GraphWriter()
+    constant = graph.constant("row", row)
+    shape = graph.constant("shape", np.array(row.shape, np.int32))
+    output = graph.tensor("eoa_embedding", row.shape, schema.TensorType.FLOAT32)
+    graph.operator(schema.BuiltinOperator.RESHAPE, [constant, shape], output)
+    path.write_bytes(graph.finish("eoa", {}, {"eoa_embedding": output}))
+    return path
+
+
+def _llm_metadata(package: Package) -> Any:
+    """What LiteRT-LM wants to know about tokens and prompts; fields as litert-torch 0.10 fills them."""
+    manifest, metadata = package.manifest, llm_metadata_pb2.LlmMetadata()
+    tokenizer = Tokenizer(package.path(manifest.tokenizer_file))
+    metadata.start_token.token_ids.ids.append(manifest.bos_token)
+    metadata.pad_token.token_ids.ids.append(manifest.pad_token)
+    for token in manifest.sampling.stop_tokens:
+        metadata.stop_tokens.add().token_ids.ids.append(token)
+    metadata.suppress_tokens.ids.extend(manifest.sampling.suppress_tokens)
+    sampler = metadata.sampler_params
+    sampler.type = sampler_params_pb2.SamplerParameters.TOP_P
+    sampler.k, sampler.p = manifest.sampling.top_k or 64, manifest.sampling.top_p
+    sampler.temperature = manifest.sampling.temperature
+    metadata.jinja_prompt_template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
+    metadata.max_num_tokens = manifest.text.context_length
+    gemma, special = metadata.llm_model_type.gemma4, _special_tokens(package)
+    gemma.code_fence_start, gemma.code_fence_end = special.get("stc_token", ""), special.get("etc_token", "")
+    gemma.open_quote = gemma.close_quote = special.get("escape_token", "")
+    gemma.function_response_start = special.get("str_token", "")
+    thoughts = metadata.channels.add()
+    thoughts.channel_name = "thought"
+    thoughts.start = special.get("soc_token", "<|channel>") + "thought\n"
+    thoughts.end = special.get("eoc_token", "<channel|>")
+    if manifest.audio is not None:
+        gemma.start_of_audio_token.token_str = tokenizer.token_text(manifest.audio.begin_token)
+        gemma.end_of_audio_token.token_str = tokenizer.token_text(manifest.audio.end_token)
+    return metadata
+
+
+def _special_tokens(package: Package) -> dict[str, str]:
+    """Names of special tokens in tokenizer_config.json; empty where the checkpoint has none."""
+    path = package.folder / TOKENIZER_CONFIG_NAME
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = {**config, **config.get("extra_special_tokens", {}), **config.get("model_specific_special_tokens", {})}
+    return {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
+
+
+def _executor_metadata(manifest: Manifest) -> Any:
+    """The caches: all of them keep the whole context."""
+    metadata = executor_metadata_pb2.ExecutorMetadata()
+    executor = metadata.llm_executor_metadata
+    kinds = executor_metadata_pb2.StateBuffer
+    for cache in manifest.engines["litert"].caches:
+        for name, kind, axis in (
+            (cache.past_key, kinds.TYPE_GLOBAL_KEY_CACHE, _KEY_AXIS),
+            (cache.past_value, kinds.TYPE_GLOBAL_VALUE_CACHE, _VALUE_AXIS),
+        ):
+            buffer = executor.state_buffers.add()
+            buffer.prefill_input_name = buffer.prefill_output_name = name
+            buffer.decode_input_name = buffer.decode_output_name = name
+            buffer.policy, buffer.type = kinds.POLICY_DEFAULT, kind
+            buffer.sequence_axis, buffer.maximum_sequence_length = axis, manifest.text.context_length
+    executor.max_history_size = manifest.text.context_length
+    return metadata

@@ -1,0 +1,96 @@
+"""The LiteRT part of a package: decoder, encoders and embedding tables, each a file of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cabochon.audio_model import AudioModel
+from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
+from cabochon_convert.audio_encoder_litert import (
+    PROJECTOR,
+    TOWER,
+    build_litert_audio_encoder,
+    build_litert_audio_projector,
+    token_counts,
+)
+from cabochon_convert.checkpoint import Checkpoint, CheckpointError
+from cabochon_convert.config import ModelConfig
+from cabochon_convert.decoder_litert import build_litert_decoder
+from cabochon_convert.embedder_litert import build_embedder, table_of_matrix
+from cabochon_convert.flatbuffer_litert import describe_graph
+from cabochon_convert.matrices import LinearSettings
+from cabochon_convert.matrices_litert import CheckpointMatrix
+from cabochon_convert.progress import Progress
+from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING
+
+SHORT_CACHE = 1024
+"""Positions for half a minute of speech and its answer: for E2B, a step is half as long again with 4096."""
+
+
+def cache_lengths(context_length: int) -> tuple[int, ...]:
+    """Lengths of the caches that a decoder can work with."""
+    return (SHORT_CACHE, context_length) if context_length >= 2 * SHORT_CACHE else (context_length,)
+
+
+def build_litert_engine(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    draft: Manifest,
+    settings: LinearSettings,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
+    """Write LiteRT graphs into a folder; returns what the manifest says about them."""
+    text, context_length = config.text, draft.text.context_length
+    table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
+    progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
+    lengths = cache_lengths(context_length)
+    decoder = build_litert_decoder(checkpoint, text, settings, lengths, folder / "decoder.tflite")
+    matrices = list(decoder.matrices)
+    rows, columns = text.vocabulary_size, text.hidden_size
+    scale = float(columns**0.5)
+    if text.ties_embeddings:
+        head = next(matrix for matrix in matrices if matrix.tensor == EMBEDDING)
+        tokens = table_of_matrix(head, decoder.head, scale)
+    else:
+        table = CheckpointMatrix(checkpoint, settings, EMBEDDING, rows, columns)
+        tokens = build_embedder(table, scale, (columns,), folder / "embedder.tflite")
+        matrices.append(table)
+    progress.start("per-layer embeddings", table_size, "B")
+    width = text.per_layer_input_size
+    table = CheckpointMatrix(checkpoint, settings, PER_LAYER_EMBEDDING, rows, len(text.layers) * width)
+    per_layer = build_embedder(
+        table, float(width**0.5), (len(text.layers), width), folder / "per_layer_embedder.tflite"
+    )
+    matrices.append(table)
+    encoder = projector = None
+    if draft.audio is not None:
+        audio_matrices, encoder, projector = _build_audio(checkpoint, draft.audio, settings, folder, progress)
+        matrices += audio_matrices
+    engine = Engine(
+        decoder=describe_graph(
+            folder / "decoder.tflite", "decode" if len(lengths) == 1 else f"decode_cache_{lengths[-1]}"
+        ),
+        caches=decoder.caches,
+        audio_encoder=encoder,
+        audio_projector=projector,
+        vision_encoder=None,
+        token_embeddings=tokens,
+        per_layer_embeddings=per_layer,
+    )
+    applied = {matrix.tensor: matrix.applied for matrix in matrices}
+    return engine, tuple(applied[name] for name in sorted(applied))
+
+
+def _build_audio(
+    checkpoint: Checkpoint, audio: AudioModel, settings: LinearSettings, folder: Path, progress: Progress
+) -> tuple[list[CheckpointMatrix], Graph, Graph]:
+    if audio.log_mel is None:
+        raise CheckpointError("models that hear without an encoder cannot be converted for litert yet: choose onnx.")
+    progress.start("audio encoder", sum(checkpoint.size_of(part) for part in (TOWER, PROJECTOR)), "B")
+    counts = token_counts(audio.log_mel, audio.max_samples)
+    encoder, projector = folder / "audio_encoder.tflite", folder / "audio_projector.tflite"
+    matrices = build_litert_audio_encoder(checkpoint, settings, counts, audio.log_mel.mel_bins, encoder)
+    matrices += build_litert_audio_projector(checkpoint, settings, counts, projector)
+    signatures = f"audio_{counts[-1]}", f"audio_adapter_{counts[-1]}"
+    return list(matrices), describe_graph(encoder, signatures[0]), describe_graph(projector, signatures[1])

@@ -1,0 +1,87 @@
+"""Small LiteRT graphs, operator by operator, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from cabochon_convert.flatbuffer_litert import PLACE
+
+
+class GraphWriter:
+    """A flatbuffer of one subgraph, operator by operator."""
+
+    def __init__(self) -> None:
+        self._model = schema.ModelT()
+        self._model.version = 3
+        self._model.operatorCodes = []
+        self._model.buffers = [schema.BufferT()]
+        self._subgraph = schema.SubGraphT()
+        self._subgraph.tensors, self._subgraph.operators = [], []
+
+    def tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
+        """A new tensor; returns its number."""
+        tensor = schema.TensorT()
+        tensor.name, tensor.shape = name.encode(), np.array(shape, np.int32)
+        tensor.type, tensor.buffer = kind, buffer
+        self._subgraph.tensors.append(tensor)
+        return len(self._subgraph.tensors) - 1
+
+    def constant(self, name: str, values: np.ndarray) -> int:
+        """A tensor of given values; returns its number."""
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+        self._model.buffers.append(buffer)
+        kind = schema.TensorType.INT32 if values.dtype == np.int32 else schema.TensorType.FLOAT32
+        return self.tensor(name, values.shape, kind, len(self._model.buffers) - 1)
+
+    def operator(self, code: int, inputs: Sequence[int], output: int, options: tuple[int, Any] | None = None) -> None:
+        """A node with one output."""
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._code(code)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        if options is not None:
+            operator.builtinOptionsType, operator.builtinOptions = options
+        self._subgraph.operators.append(operator)
+
+    def place(self, output: int) -> None:
+        """A matrix, the only one: number 0."""
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._code(schema.BuiltinOperator.CUSTOM, PLACE)
+        operator.inputs, operator.outputs = np.zeros(0, np.int32), np.array([output], np.int32)
+        operator.customOptions = np.zeros(4, np.uint8)
+        self._subgraph.operators.append(operator)
+
+    def finish(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
+        """The bytes of a graph with one signature."""
+        self._subgraph.inputs = np.array(list(inputs.values()), np.int32)
+        self._subgraph.outputs = np.array(list(outputs.values()), np.int32)
+        signature = schema.SignatureDefT()
+        signature.signatureKey, signature.subgraphIndex = name.encode(), 0
+        signature.inputs, signature.outputs = _tensor_maps(inputs), _tensor_maps(outputs)
+        self._model.subgraphs, self._model.signatureDefs = [self._subgraph], [signature]
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    def _code(self, builtin: int, custom: str = "") -> int:
+        code = schema.OperatorCodeT()
+        code.builtinCode, code.version = builtin, 1
+        # The old field holds a byte.
+        code.deprecatedBuiltinCode = min(builtin, 127)
+        code.customCode = custom.encode() if custom else None
+        self._model.operatorCodes.append(code)
+        return len(self._model.operatorCodes) - 1
+
+
+def _tensor_maps(tensors: Mapping[str, int]) -> list[Any]:
+    maps = []
+    for name, index in tensors.items():
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = name.encode(), index
+        maps.append(entry)
+    return maps

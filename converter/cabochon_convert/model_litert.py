@@ -1,0 +1,63 @@
+"""transformers' Gemma 4, changed by litert-torch so that it can be exported, with places instead of matrices."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+
+from cabochon_convert.checkpoint import Checkpoint
+from cabochon_convert.config import ARCHITECTURES
+from cabochon_convert.litert_torch_parts import get_patch_context, init_params_on_meta
+
+PARTS = ("text_config", "audio_config", "vision_config")
+
+
+@contextlib.contextmanager
+def patched_transformers(model_type: str) -> Iterator[None]:
+    """Within it, transformers builds litert-torch's versions of what cannot be exported as it is."""
+    with contextlib.redirect_stdout(None), get_patch_context(model_type):
+        yield
+
+
+def build_model(checkpoint: Checkpoint, part: str, attention: str) -> Any:
+    """The model with one of its parts, whose parameters have no memory yet.
+
+    Args:
+        part: one of `PARTS`.
+        attention: name of an implementation of attention.
+    """
+    config = transformers.AutoConfig.from_pretrained(str(checkpoint.folder), dtype=torch.float32)
+    for other in PARTS[1:]:
+        if other != part:
+            setattr(config, other, None)
+    for each in (config, *(getattr(config, name) for name in PARTS)):
+        if each is not None:
+            each.dtype = torch.float32
+            each._attn_implementation = attention
+    with init_params_on_meta():
+        model = getattr(transformers, ARCHITECTURES[config.model_type])(config)
+    if part != "text_config":
+        # A graph would hold its parameters.
+        del model.lm_head, model.model.language_model
+    return model.requires_grad_(False).eval()
+
+
+def read_small_tensors(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str) -> None:
+    """Give a module the parameters and buffers that are left when its matrices are places.
+
+    Args:
+        prefix: of the module in the checkpoint, with its last point.
+    """
+    state = module.state_dict()
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    # A clipped layer that clips nothing has infinite bounds.
+    tensors = {
+        name: torch.from_numpy(checkpoint.read(prefix + name, shape, may_be_infinite=shape == ()))
+        for name, shape in shapes.items()
+    }
+    module.load_state_dict(tensors, assign=True)
+    module.requires_grad_(False)

@@ -1,0 +1,330 @@
+"""The LiteRT engine."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabochon.arrays import Float32Array
+from cabochon.backend import LONGEST_RUN, EngineSettings, Session
+from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.manifest import Engine, Graph
+from cabochon.package import Package
+
+try:
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.cpu_options import CpuOptions
+    from ai_edge_litert.environment import Environment
+    from ai_edge_litert.options import Options
+except ImportError as error:
+    raise missing_dependency(str(error.name), "litert") from None
+
+UNSEEN = -1e4
+"""Added to the score of a position that must not be attended to."""
+SHORTEST_PADDED_SHARE = 8
+"""A rest of fewer positions than this fraction of the shortest prefill runs position by position, which is sooner."""
+
+
+def open_litert_session(package: Package, settings: EngineSettings) -> Session:
+    """Load the decoder of a package; its audio encoder is loaded when it first hears something."""
+    engine = package.manifest.engines["litert"]
+    encoder = None
+    if engine.audio_encoder is not None:
+        encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
+    return Session(LitertDecoder(package, engine, settings), encoder)
+
+
+class LitertDecoder:
+    """Text decoder with caches of fixed lengths, each with its own signatures: a step costs what its whole cache costs.
+
+    Positions move to the next longer caches when they no longer fit.
+    """
+
+    def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
+        text = package.manifest.text
+        self._capacity = settings.context_length or text.context_length
+        if self._capacity > text.context_length:
+            raise RequestError(
+                f"a context of {self._capacity} positions was asked for, but the package was converted for "
+                f"{text.context_length}: convert it with a larger --context-length."
+            )
+        self._model = _load(package, engine.decoder, settings)
+        self._layer_shape = (text.layer_count, text.per_layer_input_size)
+        self._steps = sorted(_steps(self._model, engine), key=lambda steps: steps.length)
+        self._current = self._steps[0]
+        self._logits = np.zeros((0, text.vocabulary_size), np.float32)
+
+    @property
+    def capacity(self) -> int:
+        """Positions that the cache can hold."""
+        return self._capacity
+
+    @property
+    def earliest_position(self) -> int:
+        """See `Decoder.earliest_position`."""
+        return 0
+
+    def run(
+        self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
+    ) -> Float32Array:
+        """See `Decoder.run`."""
+        count = len(inputs_embeds)
+        if not 0 < logits_to_keep <= count or position < 0 or position + count > self._capacity:
+            raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
+        if count > LONGEST_RUN:
+            raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        self._make_room(position, count)
+        per_layer = per_layer_inputs.reshape(count, *self._layer_shape)
+        if len(self._logits) != logits_to_keep:
+            self._logits = np.empty((logits_to_keep, self._logits.shape[1]), np.float32)
+        done, silent = 0, count - logits_to_keep
+        while done < silent:
+            run = self._current.fitting(silent - done, position + done)
+            rows = slice(done, min(done + run.length, silent))
+            run.start(inputs_embeds[rows], per_layer[rows], position + done)
+            done = rows.stop
+        for index in range(logits_to_keep):
+            row = slice(silent + index, silent + index + 1)
+            self._current.decode.start(inputs_embeds[row], per_layer[row], position + row.start)
+            self._logits[index] = self._current.decode.logits()
+        return self._logits
+
+    def _make_room(self, position: int, count: int) -> None:
+        """Choose the caches that the positions fit into, and take along what is before them."""
+        if position == 0:
+            self._current = self._steps[0]
+        if position + count > self._current.length:
+            longer = next(steps for steps in self._steps if steps.length >= position + count)
+            if position:
+                longer.copy_caches(self._current, position)
+            self._current = longer
+
+
+class _Steps:
+    """The signatures of caches of one length, and these caches: buffers that all of them read and write in place."""
+
+    def __init__(self, model: Any, keys: Sequence[str], engine: Engine) -> None:
+        self._model, self._keys = model, keys
+        # Rows of keys are positions, and of values they are columns.
+        self._names = {cache.past_key: 2 for cache in engine.caches} | {cache.past_value: 3 for cache in engine.caches}
+        self._caches: dict[str, Any] = {}
+        self._runs: list[_Run] = []
+        mask = model.get_input_tensor_details(keys[0])["mask"]["shape"]
+        self.length = int(mask[-1])
+
+    @property
+    def decode(self) -> _Run:
+        """The run of one position."""
+        return self._all_runs()[0]
+
+    def fitting(self, count: int, position: int) -> _Run:
+        """The shortest that takes so many positions, or the longest; single steps where rows would leave the cache."""
+        # A padded run writes rows behind its last position, and beyond the end it would write over older ones.
+        fitting = [run for run in self._all_runs()[1:] if position + run.length <= self.length]
+        if not fitting or count * SHORTEST_PADDED_SHARE < fitting[0].length:
+            return self.decode
+        return next((run for run in fitting if run.length >= count), fitting[-1])
+
+    def copy_caches(self, shorter: _Steps, count: int) -> None:
+        """Take over the first positions of shorter caches."""
+        self._all_runs()
+        key, other_key = self._keys[0], shorter._keys[0]
+        for name, axis in self._names.items():
+            rows = np.moveaxis(_read(shorter._model, other_key, name, shorter._caches[name]), axis, 0)[:count]
+            values = np.zeros(self._model.get_input_tensor_details(key)[name]["shape"], np.float32)
+            np.moveaxis(values, axis, 0)[:count] = rows
+            self._caches[name].write(values)
+
+    def _all_runs(self) -> list[_Run]:
+        """By length; buffers are made when they are first used."""
+        if not self._runs:
+            self._caches = {name: _zeroed_buffer(self._model, self._keys[0], name) for name in self._names}
+            runs = (_Run(self._model, key, self._caches) for key in self._keys)
+            self._runs = sorted(runs, key=lambda run: run.length)
+        return self._runs
+
+
+def _steps(model: Any, engine: Engine) -> list[_Steps]:
+    """Signatures by the length of their caches."""
+    by_length: dict[int, list[str]] = {}
+    for key in model.get_signature_list():
+        length = int(model.get_input_tensor_details(key)["mask"]["shape"][-1])
+        by_length.setdefault(length, []).append(key)
+    return [_Steps(model, keys, engine) for keys in by_length.values()]
+
+
+class _Run:
+    """One signature of the decoder with its buffers."""
+
+    def __init__(self, model: Any, key: str, caches: Mapping[str, Any]) -> None:
+        self._model, self._key = model, key
+        inputs, outputs = (model.get_signature_list()[key][side] for side in ("inputs", "outputs"))
+        shapes = {name: tuple(details["shape"]) for name, details in model.get_input_tensor_details(key).items()}
+        self.length = shapes["input_pos"][0]
+        self._embeddings = np.zeros(shapes["embeddings"], np.float32)
+        self._per_layer = np.zeros(shapes["per_layer_embeddings"], np.float32)
+        self._mask = np.full(shapes["mask"], UNSEEN, np.float32)
+        self._seen = 0
+        own = {name: model.create_input_buffer_by_name(key, name) for name in inputs if name not in caches}
+        self._inputs = own | {name: caches[name] for name in inputs if name in caches}
+        self._outputs = {name: caches.get(name) or model.create_output_buffer_by_name(key, name) for name in outputs}
+
+    def start(self, embeddings: Float32Array, per_layer: Float32Array, position: int) -> None:
+        """Run it; fewer rows than it has are filled up."""
+        count = len(embeddings)
+        self._embeddings[0, :count], self._embeddings[0, count:] = embeddings, 0
+        self._per_layer[0, :count], self._per_layer[0, count:] = per_layer, 0
+        self._see(position)
+        positions = np.arange(position, position + self.length, dtype=np.int32)
+        for name, values in (
+            ("embeddings", self._embeddings),
+            ("per_layer_embeddings", self._per_layer),
+            ("input_pos", positions),
+            ("mask", self._mask),
+        ):
+            self._inputs[name].write(values)
+        self._model.run_by_name(self._key, self._inputs, self._outputs)
+
+    def logits(self) -> Float32Array:
+        """Of a run of one position: [vocabulary]."""
+        size = self._model.get_output_tensor_details(self._key)["logits"]["shape"][-1]
+        logits: Float32Array = self._outputs["logits"].read(size, np.float32)
+        return logits
+
+    def _see(self, position: int) -> None:
+        """Each row of the mask sees everything up to its own position."""
+        rows = self._mask[0, 0]
+        if self.length == 1:
+            # One more position is all that changes from step to step.
+            first, last = sorted((self._seen, position + 1))
+            rows[0, first:last] = 0 if self._seen <= position else UNSEEN
+            self._seen = position + 1
+            return
+        ends = np.arange(position + 1, position + 1 + self.length)
+        rows[:] = np.where(np.arange(rows.shape[1]) < ends[:, None], np.float32(0), np.float32(UNSEEN))
+
+
+class LitertAudioEncoder:
+    """Audio encoder and projector, loaded at the first sound: a chat of text needs no memory for them."""
+
+    def __init__(self, package: Package, encoder: Graph, projector: Graph | None, settings: EngineSettings) -> None:
+        self._package, self._settings = package, settings
+        self._graphs = [graph for graph in (encoder, projector) if graph is not None]
+        self._models: list[Any] = []
+        self._lock = threading.Lock()
+
+    def encode(self, frames: Float32Array) -> Float32Array:
+        """See `AudioEncoder.encode`."""
+        with self._lock:
+            if not self._models:
+                self._models = [_load(self._package, graph, self._settings) for graph in self._graphs]
+        encoder, projector = self._models
+        key, length = _shortest_signature(encoder, "src_inputs", len(frames))
+        padded = np.zeros((1, length, frames.shape[1]), np.float32)
+        padded[0, : len(frames)] = frames
+        heard = np.zeros((1, 1, length), np.bool_)
+        heard[..., : len(frames)] = True
+        features = _call(encoder, key, {"src_inputs": padded, "mask": heard})
+        key, _ = _shortest_signature(projector, "features", features["features"].shape[1])
+        embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
+        return embeddings
+
+
+def _shortest_signature(model: Any, name: str, count: int) -> tuple[str, int]:
+    """Of those whose input has room for so many rows: its key and its rows."""
+    rows = {key: model.get_input_tensor_details(key)[name]["shape"][1] for key in model.get_signature_list()}
+    fitting = {key: length for key, length in rows.items() if length >= count}
+    if not fitting:
+        raise RequestError(f"the sound has {count} frames, the package's encoder takes {max(rows.values())}.")
+    key = min(fitting, key=lambda each: fitting[each])
+    return key, fitting[key]
+
+
+def _call(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    names = model.get_signature_list()[key]
+    inputs = {name: model.create_input_buffer_by_name(key, name) for name in names["inputs"]}
+    outputs = {name: model.create_output_buffer_by_name(key, name) for name in names["outputs"]}
+    for name, buffer in inputs.items():
+        buffer.write(arrays[name])
+    model.run_by_name(key, inputs, outputs)
+    found = {}
+    for name, details in model.get_output_tensor_details(key).items():
+        shape = tuple(details["shape"])
+        found[name] = outputs[name].read(int(np.prod(shape)), np.dtype(details["dtype"])).reshape(shape)
+    return found
+
+
+def _read(model: Any, key: str, name: str, buffer: Any) -> Float32Array:
+    """A buffer of one of the inputs of a signature."""
+    shape = tuple(model.get_input_tensor_details(key)[name]["shape"])
+    values: Float32Array = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
+    return values
+
+
+def _zeroed_buffer(model: Any, key: str, name: str) -> Any:
+    """What was never written must be numbers: a weight of zero times anything else is not zero."""
+    buffer = model.create_input_buffer_by_name(key, name)
+    buffer.write(np.zeros(model.get_input_tensor_details(key)[name]["shape"], np.float32))
+    return buffer
+
+
+def _load(package: Package, graph: Graph, settings: EngineSettings) -> Any:
+    path = package.path(graph.file)
+    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
+    try:
+        with _without_its_words():
+            return CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
+    except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
+        raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+
+
+@functools.cache
+def _environment() -> Any:
+    """One for all models, without the accelerators and compilers that LiteRT would look for; it lasts as long as the
+    process, because its end is told on standard error.
+    """
+    nowhere = str(Path(__file__).parent / "no-accelerators")
+    environment = Environment.create(runtime_path=nowhere, compiler_plugin_path=nowhere, dispatch_library_path=nowhere)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
+    return environment
+
+
+@contextmanager
+def _without_its_words() -> Iterator[None]:
+    """LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it."""
+    try:
+        saved = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
+
+
+def _weight_cache(package: Package, graph: Graph) -> str:
+    """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
+
+    XNNPACK itself makes a new one when its kernels are others.
+    """
+    digest = next(record.sha256 for record in package.manifest.files if record.path == graph.file)
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(base).expanduser() / "cabochon" / "xnnpack"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return ""
+    return str(folder / f"{digest[:32]}.weights") if os.access(folder, os.W_OK) else ""
