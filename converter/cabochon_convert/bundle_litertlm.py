@@ -15,11 +15,11 @@ from ai_edge_litert import schema_py_generated as schema
 
 from cabochon.embedder import open_embedder
 from cabochon.errors import CabochonError, RequestError, missing_dependency
-from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Manifest, RowRegion
+from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
 from cabochon_convert.embedder_litert import build_embedder
-from cabochon_convert.flatbuffer_litert import MatrixPart
+from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signature
 from cabochon_convert.graph_writer_litert import GraphWriter
 from cabochon_convert.package import OutputError
 from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
@@ -81,8 +81,8 @@ def _fill(builder: Any, package: Package, parts: Path) -> Any:
     if engine.per_layer_embeddings is not None:
         models[types.PER_LAYER_EMBEDDER] = package.path(engine.per_layer_embeddings.values.file)
     if engine.audio_encoder is not None and engine.audio_projector is not None and manifest.audio is not None:
-        models[types.AUDIO_ENCODER_HW] = package.path(engine.audio_encoder.file)
-        models[types.AUDIO_ADAPTER] = package.path(engine.audio_projector.file)
+        models[types.AUDIO_ENCODER_HW] = _longest(package, engine.audio_encoder, "audio_{}", parts)
+        models[types.AUDIO_ADAPTER] = _longest(package, engine.audio_projector, "audio_adapter_{}", parts)
         models[types.END_OF_AUDIO] = _end_of_audio(package, manifest.audio.end_token, parts / "end_of_audio.tflite")
     for kind, model in models.items():
         builder.add_tflite_model(str(model), kind)
@@ -134,6 +134,14 @@ class _PackagedTable:
 def _embedder(package: Package, table: EmbeddingTable, path: Path) -> Path:
     """The graph of the token embeddings, which lie in the decoder's file when they are tied."""
     build_embedder(_PackagedTable(package.folder, table), table.row_scale, (table.columns,), path)
+    return path
+
+
+def _longest(package: Package, graph: Graph, signature: str, parts: Path) -> Path:
+    """A graph with one signature, as LiteRT-LM 0.18 wants it: that of the longest sound, which the manifest describes."""
+    features = next(tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.name == "features")
+    path = parts / graph.file
+    keep_signature(package.path(graph.file), signature.format(features.shape[1]), path)
     return path
 
 

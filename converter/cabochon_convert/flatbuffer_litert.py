@@ -7,6 +7,7 @@ ai-edge-quantizer gives to dynamically quantized layers (a test compares the two
 from __future__ import annotations
 
 import operator
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,3 +258,19 @@ def describe_graph(path: Path, signature: str) -> Graph:
     outputs = [describe(wanted.Outputs(index)) for index in range(wanted.OutputsLength())]
     by_name = operator.attrgetter("name")
     return Graph(file=path.name, inputs=tuple(sorted(inputs, key=by_name)), outputs=tuple(sorted(outputs, key=by_name)))
+
+
+def keep_signature(source: Path, signature: str, target: Path) -> None:
+    """Copy a file in which only one signature is left; matrices stay where they are."""
+    content = np.memmap(source, np.uint8, "r")
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
+    model.signatureDefs = [each for each in model.signatureDefs if each.signatureKey == signature.encode()]
+    start = min(buffer.offset for buffer in model.buffers if buffer.offset > 1)
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
+    header = bytes(builder.Output())
+    if len(header) > start:
+        raise ValueError(f"a flatbuffer of {len(header)} bytes does not fit into {start}")
+    shutil.copyfile(source, target)
+    with target.open("r+b") as file:
+        file.write(header.ljust(start, b"\0"))
