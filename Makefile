@@ -24,7 +24,7 @@ $(VENV)/demo.stamp: $(SET_UP) | $(VENV)/bin/python
 $(VENV)/test.stamp: $(SET_UP) | $(VENV)/bin/python
 	$(VENV)/bin/python $(PIP_INSTALL) torch
 	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[test]'
-	@touch $@ $(VENV)/demo.stamp
+	@touch $@ $(VENV)/demo.stamp $(VENV)/demo-litert.stamp
 
 $(VENV)/train.stamp: $(VENV)/test.stamp
 	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[train]'
@@ -33,7 +33,7 @@ $(VENV)/train.stamp: $(VENV)/test.stamp
 $(RUNTIME_VENV)/stamp: $(SET_UP)
 	@rm -rf $(RUNTIME_VENV)
 	$(PYTHON) -m venv $(RUNTIME_VENV)
-	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime tokenizers jinja2 soundfile soxr
+	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime ai-edge-litert tokenizers jinja2 soundfile soxr
 	@touch $@
 
 browser:
@@ -44,9 +44,20 @@ browser:
 		echo "The tests look at reports in a browser: install chromium (Debian: apt install chromium)." >&2; exit 1; \
 	fi
 
-# Convert the small model in this repository and let it translate sentences that it never heard.
+$(VENV)/demo-litert.stamp: $(SET_UP) | $(VENV)/bin/python
+	$(VENV)/bin/python $(PIP_INSTALL) torch
+	$(VENV)/bin/python $(PIP_INSTALL) --editable '.[convert-litert]'
+	@touch $@
+
+# Convert the small model in this repository and let it translate sentences that it never heard. ENGINE=litert runs it on
+# LiteRT, whose conversion needs torch.
+ENGINE = onnx
+ifeq ($(ENGINE),litert)
+demo: $(VENV)/demo-litert.stamp
+else
 demo: $(VENV)/demo.stamp
-	$(VENV)/bin/python models/tiny/demo.py
+endif
+	$(VENV)/bin/python models/tiny/demo.py --engine $(ENGINE)
 
 test: setup browser lint
 	$(VENV)/bin/python -m pytest

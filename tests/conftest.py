@@ -53,11 +53,39 @@ def random_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session", params=["float", "int8", "int4-mixed"])
+def tiny_onnx_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny, converted for onnxruntime with each recipe."""
+    return convert_tiny(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["onnx float", "onnx int8", "onnx int4-mixed", "litert int4-mixed"])
 def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """models/tiny, converted with each recipe."""
-    folder = tmp_path_factory.mktemp("packages") / f"tiny-{request.param}"
-    convert_checkpoint(TINY, folder, ConversionSettings(RECIPES[request.param]))
-    return folder
+    """models/tiny, converted for each engine."""
+    engine, recipe = request.param.split()
+    if engine == "litert":
+        return request.getfixturevalue("tiny_litert_package")
+    return convert_tiny(recipe, tmp_path_factory)
+
+
+def convert_tiny(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages") / f"tiny-{recipe}"
+    return convert_checkpoint(TINY, folder, ConversionSettings(RECIPES[recipe])).folder
+
+
+@pytest.fixture(scope="session")
+def tiny_litert_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny, converted for LiteRT with the default recipe, and with caches of two lengths."""
+    folder = tmp_path_factory.mktemp("packages") / "tiny-litert"
+    settings = ConversionSettings(RECIPES["int4-mixed"], target="litert", context_length=2048)
+    return convert_checkpoint(TINY, folder, settings).folder
+
+
+@pytest.fixture(scope="session")
+def tiny_litert_float_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """models/tiny, converted for LiteRT without rounding."""
+    folder = tmp_path_factory.mktemp("packages") / "tiny-litert-float"
+    settings = ConversionSettings(RECIPES["float"], target="litert", context_length=1024)
+    return convert_checkpoint(TINY, folder, settings).folder
 
 
 @pytest.fixture(scope="session")

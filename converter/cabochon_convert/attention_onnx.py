@@ -22,7 +22,7 @@ LENGTHS = {"full": "total_length", "sliding": "window_length"}
 CAPACITIES = {"full": "C", "sliding": "W"}
 """By kind of layer, the name of its caches' capacity."""
 SINGLE = {True: "is_single.run", False: "is_single.kept"}
-"""By whether a layer owns a cache: whether it sees one position only. True for owners: one position is run."""
+"""Whether there is one position only: that is run (True), or that is kept for the logits (False)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,9 @@ class AttentionWriter:
         positions = "positions" if owns else "positions.kept"
         alone = graph.subgraph(f"{name}.single", lambda: self._attend_from_one(layer, query, rows, name))
         several = graph.subgraph(f"{name}.several", lambda: self._attend(layer, query, rows, positions, name))
-        return graph.node("If", [SINGLE[owns]], answer, {"then_branch": alone, "else_branch": several})
+        # Of a run of many positions, the rows of a sliding cache go back further than the last position sees.
+        single = SINGLE[owns or layer.kind == "sliding"]
+        return graph.node("If", [single], answer, {"then_branch": alone, "else_branch": several})
 
     def _remember(self, index: int, layer: LayerConfig, key: str, value: str) -> CacheRows:
         """Add rotated keys, and values, to the cache of a layer.

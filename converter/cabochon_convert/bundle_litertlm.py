@@ -138,7 +138,7 @@ def _embedder(package: Package, table: EmbeddingTable, path: Path) -> Path:
 
 
 def _longest(package: Package, graph: Graph, signature: str, parts: Path) -> Path:
-    """A graph with one signature, as LiteRT-LM 0.18 wants it: that of the longest sound, which the manifest describes."""
+    """A graph with one signature, as LiteRT-LM 0.18 wants it: that of the longest sound, as the manifest has it."""
     features = next(tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.name == "features")
     path = parts / graph.file
     keep_signature(package.path(graph.file), signature.format(features.shape[1]), path)

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import cabochon
 from cabochon.cli import errors_in_one_sentence, prepare_streams
+from cabochon.engines import ENGINES
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.languages import language_name
+from cabochon.package import open_package
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = _verify_parser().parse_args(words[1:])
             data = _evaluation_data(parsed)
             outcome.status = _verify(parsed.packages, _source(parsed), data)
+        elif words[:1] == ["litertlm"]:
+            _bundle(_litertlm_parser().parse_args(words[1:]))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -41,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cabochon-convert",
         description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
-        epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already.",
+        epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already; "
+        "cabochon-convert litertlm PACKAGE FILE bundles one for Google's LiteRT-LM.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     parser.add_argument(
@@ -50,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         "google/gemma-4-E2B-it",
     )
     parser.add_argument("output", type=Path, help="folder of the package to be written")
-    parser.add_argument("--target", choices=("onnx",), default="onnx", help="kind of graphs (default: onnx)")
+    parser.add_argument(
+        "--target", choices=ENGINES, default=ENGINES[0], help="engine that is to run it (default: %(default)s)"
+    )
     parser.add_argument(
         "--recipe", choices=tuple(RECIPES), default=DEFAULT_RECIPE, help="quantization (default: %(default)s)"
     )
@@ -90,6 +97,25 @@ def _verify_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _litertlm_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cabochon-convert litertlm",
+        description="Bundle a package that was converted with --target litert into a file for Google's LiteRT-LM.",
+    )
+    parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
+    parser.add_argument("output", type=Path, help="file to be written: NAME.litertlm")
+    return parser
+
+
+def _bundle(arguments: argparse.Namespace) -> None:
+    try:
+        from cabochon_convert.bundle_litertlm import write_litertlm
+    except ImportError as error:
+        raise missing_dependency(str(error.name), "convert-litert") from None
+    size = write_litertlm(open_package(arguments.package), arguments.output)
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
 def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
     parser.add_argument(
@@ -126,6 +152,8 @@ def _convert(arguments: argparse.Namespace) -> int:
         _refuse_unverifiable(arguments)
         data = _evaluation_data(arguments)
     recipe = RECIPES[arguments.recipe]
+    if arguments.target == "litert" and (recipe.is_calibrated or recipe.keeps_integers):
+        raise RequestError(f"the recipe {recipe.name} is for the target onnx only: choose another recipe.")
     if recipe.is_calibrated != (arguments.calibration is not None):
         raise RequestError(
             f"the recipe {recipe.name} needs data to calibrate on: name a folder with --calibration."
@@ -137,6 +165,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     with ProgressBars() as progress:
         settings = ConversionSettings(
             recipe=recipe,
+            target=arguments.target,
             context_length=arguments.context_length,
             text_only=arguments.text_only,
             without_vision=arguments.no_vision,

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import cabochon
 from cabochon.arrays import Float32Array
+from cabochon.engines import ENGINES
 from cabochon.manifest import (
     FORMAT_VERSION,
     AppliedPrecision,
@@ -49,8 +50,6 @@ from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.text_config import TextConfig
 
 DEFAULT_CONTEXT_LENGTH = 4096
-TARGETS = ("onnx", "litert")
-"""Engines that a package can be for."""
 
 
 class InputMeasure(Protocol):
@@ -83,7 +82,7 @@ class ConversionSettings:
 
     recipe: Recipe
     target: str = "onnx"
-    """The engine that is to run it: one of `TARGETS`."""
+    """The engine that is to run it: one of `cabochon.engines.ENGINES`."""
     context_length: int | None = None
     """Positions that the graph can address; None means `DEFAULT_CONTEXT_LENGTH`. Never more than the model knows."""
     text_only: bool = False
@@ -100,8 +99,10 @@ class ConversionSettings:
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
             raise ValueError("context_length must be positive")
-        if self.target not in TARGETS:
-            raise ValueError(f"expected one of the targets {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target not in ENGINES:
+            raise ValueError(f"expected one of the targets {', '.join(ENGINES)}, got {self.target!r}")
+        if self.target == "litert" and (self.recipe.is_calibrated or self.recipe.keeps_integers):
+            raise ValueError(f"the recipe {self.recipe.name} is not for litert")
         if self.recipe.is_calibrated and self.calibration is None:
             raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 
@@ -181,7 +182,9 @@ def convert_checkpoint(
                 adapter=adapter,
             ),
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
-            text=describe_text(config.text, settings.context_length_of(config.text)),
+            text=describe_text(
+                config.text, settings.context_length_of(config.text), caps_logits=settings.target == "litert"
+            ),
             audio=describe_audio(config, frontends.audio),
             vision=describe_vision(config, frontends.image),
             bos_token=config.text.bos_token,

@@ -8,8 +8,6 @@ its weights weigh.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ import torch
 
 from cabochon_convert.flatbuffer_litert import PLACE
 from cabochon_convert.litert_torch_parts import Converter, arith, ir, lowerings, optimization_barrier, splat_attr
+from cabochon_convert.quiet import quiet
 
 _STEP = 2.0**-12
 """Between the values that stand for numbers of matrices, all of them between 1 and 2 and exact in float32."""
@@ -144,7 +143,8 @@ def convert_graph(signatures: Sequence[Signature], places: Places) -> bytes:
     converter = Converter()
     for signature in signatures:
         converter.add_signature(signature.name, signature.module.eval(), sample_kwargs=dict(signature.inputs))
-    with _quiet():
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
         # Without it, constants are folded by the compiler, which copies them.
         model = converter.convert(lightweight_conversion=True, strict_export=False)
         exporter = model._exporter  # there is no public way to the graph before it is written
@@ -211,11 +211,3 @@ def _exported(exporter: Any) -> bytes:
         path = Path(folder) / "graph.tflite"
         exporter.to_file(str(path))
         return path.read_bytes()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """litert-torch reports every step on standard output."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

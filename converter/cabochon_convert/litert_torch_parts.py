@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+import warnings
 
 from cabochon.errors import missing_dependency
+from cabochon_convert.quiet import quiet
 
 
 def _stand_in(name: str, **members: object) -> None:
@@ -23,21 +25,23 @@ _stand_in(
 )
 
 try:
-    from litert_converter.mlir import ir
-    from litert_converter.mlir.dialects import arith
-    from litert_torch._convert.interface import Converter
-    from litert_torch.backend import lowerings
-    from litert_torch.backend.lowerings.utils import splat_attr
-    from litert_torch.backend.optimization_barrier import optimization_barrier
-    from litert_torch.generative.export_hf.core.export_lib import patch_builtin_tuple_for_export
-    from litert_torch.generative.export_hf.core.exportable_module_config import ExportableModuleConfig, ExportTask
-    from litert_torch.generative.export_hf.core.weights_loader import init_params_on_meta
-    from litert_torch.generative.export_hf.model_ext.gemma4 import (
-        audio_exportable,
-        exportable_module,
-        vision_exportable,
-    )
-    from litert_torch.generative.export_hf.model_ext.patches import get_patch_context
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        from litert_converter.mlir import ir
+        from litert_converter.mlir.dialects import arith
+        from litert_torch._convert.interface import Converter
+        from litert_torch.backend import lowerings
+        from litert_torch.backend.lowerings.utils import splat_attr
+        from litert_torch.backend.optimization_barrier import optimization_barrier
+        from litert_torch.generative.export_hf.core.export_lib import patch_builtin_tuple_for_export
+        from litert_torch.generative.export_hf.core.exportable_module_config import ExportableModuleConfig, ExportTask
+        from litert_torch.generative.export_hf.core.weights_loader import init_params_on_meta
+        from litert_torch.generative.export_hf.model_ext.gemma4 import (
+            audio_exportable,
+            exportable_module,
+            vision_exportable,
+        )
+        from litert_torch.generative.export_hf.model_ext.patches import get_patch_context
 except ImportError as error:
     raise missing_dependency(str(error.name), "convert-litert") from None
 

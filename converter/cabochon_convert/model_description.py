@@ -14,15 +14,19 @@ from cabochon_convert.processor import ImageFrontend
 from cabochon_convert.text_config import TextConfig
 
 
-def describe_text(text: TextConfig, context_length: int) -> TextModel:
-    """Sizes of the decoder."""
+def describe_text(text: TextConfig, context_length: int, *, caps_logits: bool) -> TextModel:
+    """Sizes of the decoder.
+
+    Args:
+        caps_logits: whether the graph does it already.
+    """
     return TextModel(
         vocabulary_size=text.vocabulary_size,
         hidden_size=text.hidden_size,
         layer_count=len(text.layers),
         per_layer_input_size=text.per_layer_input_size,
         context_length=context_length,
-        final_logit_softcap=text.final_logit_softcap,
+        final_logit_softcap=0.0 if caps_logits else text.final_logit_softcap,
     )
 
 

@@ -12,6 +12,7 @@ import transformers
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import ARCHITECTURES
 from cabochon_convert.litert_torch_parts import get_patch_context, init_params_on_meta
+from cabochon_convert.quiet import quiet
 
 PARTS = ("text_config", "audio_config", "vision_config")
 
@@ -19,7 +20,9 @@ PARTS = ("text_config", "audio_config", "vision_config")
 @contextlib.contextmanager
 def patched_transformers(model_type: str) -> Iterator[None]:
     """Within it, transformers builds litert-torch's versions of what cannot be exported as it is."""
-    with contextlib.redirect_stdout(None), get_patch_context(model_type):
+    with quiet():
+        patches = get_patch_context(model_type)
+    with contextlib.redirect_stdout(None), patches:
         yield
 
 

@@ -91,6 +91,7 @@ class Figures:
     name: str
     recipe: str | None
     """None for the checkpoint."""
+    engine: str | None
     size: int
     """Bytes."""
     divergence: float
@@ -108,6 +109,7 @@ def checkpoint_figures(checkpoint: Checkpoint, report: Report) -> Figures:
     return Figures(
         name="checkpoint",
         recipe=None,
+        engine=None,
         size=checkpoint.size,
         divergence=0.0,
         same_top_token=1.0,
@@ -122,6 +124,7 @@ def package_figures(folder: Path, report: Report) -> Figures:
     return Figures(
         name=folder.resolve().name,
         recipe=report.recipe,
+        engine=report.engine,
         size=report.size,
         divergence=float(np.mean([answer.divergence for answer in answers])),
         same_top_token=float(np.mean([answer.same_top_token for answer in answers])),

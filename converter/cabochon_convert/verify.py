@@ -12,13 +12,14 @@ import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
+from cabochon.engines import choose_engine
 from cabochon.errors import RequestError
 from cabochon.manifest import Manifest
 from cabochon.package import Package, open_package, replace_text
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.evaluation_data import EvaluationData
 from cabochon_convert.fidelity import TaskFidelity, agreement, compare_answer, divergence, summarize
-from cabochon_convert.layers_onnx import ENGINE, layer_errors, read_layer_outputs
+from cabochon_convert.layers_onnx import LayerErrors, layer_errors, read_layer_outputs
 from cabochon_convert.lora import hash_adapter
 from cabochon_convert.package import REPORT_NAME, REPORT_PAGE_NAME
 from cabochon_convert.progress import Progress
@@ -137,9 +138,12 @@ def _compare_package(package: Package, record: ReferenceRecord, store: LogitStor
     manifest = package.manifest
     rounds = any(applied.block_size for applied in manifest.recipe.precisions)
     progress.start(f"comparing {package.folder.name}", 1 + len(record.probes) + len(record.answers), "comparison")
-    layers = layer_errors(read_layer_outputs(package, record.layer_prompt), record.layers)
+    engine = choose_engine(package)
+    layers = LayerErrors((), ())
+    if engine == "onnx":  # graphs of LiteRT cannot be asked for what lies between layers
+        layers = layer_errors(read_layer_outputs(package, record.layer_prompt), record.layers)
     progress.advance(1)
-    converted = ConvertedModel(package, ENGINE)
+    converted = ConvertedModel(package, engine)
     audio, logits = [], []
     for probe in record.probes:
         if probe.audio_embeddings is not None:
@@ -151,7 +155,7 @@ def _compare_package(package: Package, record: ReferenceRecord, store: LogitStor
     return Report(
         package=manifest.source.name,
         recipe=manifest.recipe.name,
-        engine=ENGINE,
+        engine=engine,
         size=package.size,
         tolerance=None if rounds else FLOAT_TOLERANCE,
         audio=tuple(audio),

@@ -1,6 +1,6 @@
 """Converts the small model beside this file and lets it translate held-out sentences: what `make demo` runs.
 
-python models/tiny/demo.py [--recipe int8]
+python models/tiny/demo.py [--recipe int8] [--engine litert]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import cabochon
+from cabochon.engines import ENGINES
 from cabochon.languages import language_name
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -26,9 +27,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = sorted(name for name, recipe in RECIPES.items() if not (recipe.is_calibrated or recipe.keeps_integers))
     parser.add_argument("--recipe", choices=names, default=DEFAULT_RECIPE, help="quantization (default: %(default)s)")
-    recipe = parser.parse_args().recipe
-    package = REPOSITORY / "build" / f"tiny-{recipe}"
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="what runs it (default: %(default)s)")
+    arguments = parser.parse_args()
+    recipe, engine = arguments.recipe, arguments.engine
+    package = REPOSITORY / "build" / (f"tiny-{recipe}" if engine == ENGINES[0] else f"tiny-{recipe}-{engine}")
     command = ["cabochon-convert", TINY.relative_to(REPOSITORY), package.relative_to(REPOSITORY), "--recipe", recipe]
+    command += ["--target", engine]
     print("$", *command, "--replace", flush=True)
     executable = Path(sys.executable).parent / "cabochon-convert"
     subprocess.run([executable, *command[1:], "--replace"], cwd=REPOSITORY, check=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -281,20 +282,32 @@ def _load(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
     try:
         with _without_its_words():
-            return CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
+            model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
+            # The first array that is written makes LiteRT look for accelerators once more.
+            key, names = next(iter(model.get_signature_list().items()))
+            details = model.get_input_tensor_details(key)[names["inputs"][0]]
+            values = np.zeros(details["shape"], np.dtype(details["dtype"]))
+            model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
+            return model
     except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
         raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
 
 
 @functools.cache
 def _environment() -> Any:
-    """One for all models, without the accelerators and compilers that LiteRT would look for; it lasts as long as the
-    process, because its end is told on standard error.
-    """
+    """One for all models, without the accelerators and compilers that LiteRT would look for."""
     nowhere = str(Path(__file__).parent / "no-accelerators")
     environment = Environment.create(runtime_path=nowhere, compiler_plugin_path=nowhere, dispatch_library_path=nowhere)
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(environment.capsule))
+    # What was registered later, and may have something to say, runs before it.
+    atexit.register(_say_no_more)
     return environment
+
+
+def _say_no_more() -> None:
+    """LiteRT 2.3 reports the end of its accelerators on standard error when the process ends."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class TextModel:
     context_length: int
     """Positions that the exported graph can address."""
     final_logit_softcap: float
-    """Logits are to be replaced by cap * tanh(logits / cap) before sampling; 0 means no cap."""
+    """Logits are to be replaced by cap * tanh(logits / cap) before sampling; 0: there is no cap, or graphs do it."""
 
     def __post_init__(self) -> None:
         sizes = (self.vocabulary_size, self.hidden_size, self.layer_count, self.context_length)

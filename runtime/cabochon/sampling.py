@@ -39,6 +39,11 @@ class SamplingSettings:
         return cls(sampling.temperature, sampling.top_k, sampling.top_p, seed)
 
 
+NEAR_TIE = 1e-4
+"""Engines add up in different orders, which moves float logits by some 1e-5: of tokens that are this close to the
+largest logit, the lowest is taken, so that a tie falls the same way on all of them."""
+
+
 class Sampler:
     """Chooses tokens under fixed settings."""
 
@@ -53,7 +58,7 @@ class Sampler:
         logits[self._suppress] = -np.inf
         if self._settings.temperature == 0:
             # The soft cap is monotonic, so it cannot change which logit is the largest.
-            return int(np.argmax(logits))
+            return int(np.argmax(logits >= logits.max() - np.float32(NEAR_TIE)))
         candidates, probabilities = self._candidates(logits)
         return int(self._random.choice(candidates, p=probabilities))
 

@@ -86,8 +86,8 @@ def assert_the_same(folder: Path) -> None:
         assert [token for token in theirs if token not in stop_tokens] == answer
 
 
-def test_genai_answers_as_the_runtime_does_with_every_recipe(tiny_package: Path) -> None:
-    assert_the_same(tiny_package)
+def test_genai_answers_as_the_runtime_does_with_every_recipe(tiny_onnx_package: Path) -> None:
+    assert_the_same(tiny_onnx_package)
 
 
 def test_genai_answers_as_the_runtime_does_where_tables_are_floats(random_package: Path) -> None:
@@ -102,20 +102,20 @@ def test_genai_answers_as_the_runtime_does_without_per_layer_embeddings(dense_pa
     assert_the_same(dense_package)
 
 
-def test_genai_reads_the_packages_tokenizer(tiny_package: Path) -> None:
-    package = open_package(tiny_package)
+def test_genai_reads_the_packages_tokenizer(tiny_onnx_package: Path) -> None:
+    package = open_package(tiny_onnx_package)
     ours = Tokenizer(package.path(package.manifest.tokenizer_file))
-    theirs = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(tiny_package)))
+    theirs = onnxruntime_genai.Tokenizer(onnxruntime_genai.Model(str(tiny_onnx_package)))
     for question in QUESTIONS:
         assert [int(token) for token in theirs.encode(question)] == ours.encode(question)
         assert theirs.decode(np.array(ours.encode(question), np.int32)) == question
 
 
-def test_the_second_graph_stores_no_weights_again(tiny_package: Path) -> None:
-    package = open_package(tiny_package)
-    config = json.loads((tiny_package / "genai_config.json").read_text())
+def test_the_second_graph_stores_no_weights_again(tiny_onnx_package: Path) -> None:
+    package = open_package(tiny_onnx_package)
+    config = json.loads((tiny_onnx_package / "genai_config.json").read_text())
     name = config["model"]["decoder"]["filename"]
-    assert not (tiny_package / f"{name}.data").exists()
+    assert not (tiny_onnx_package / f"{name}.data").exists()
     graph = package.manifest.engines["onnx"].decoder.file
     # Lookup tables for the bits of scales, at most, come on top.
-    assert (tiny_package / name).stat().st_size <= (tiny_package / graph).stat().st_size + 300_000
+    assert (tiny_onnx_package / name).stat().st_size <= (tiny_onnx_package / graph).stat().st_size + 300_000

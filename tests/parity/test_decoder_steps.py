@@ -30,14 +30,24 @@ def random_inputs(package: Package, positions: int) -> tuple[np.ndarray, np.ndar
     return embeddings, generator.standard_normal((positions, width), dtype=np.float32)
 
 
-@pytest.fixture(scope="module")
-def session(random_package: Path) -> Session:
-    return open_session(open_package(random_package), "onnx", EngineSettings(threads=2))
+@pytest.fixture(scope="module", params=["two key-value heads", "one key-value head"])
+def package(request: pytest.FixtureRequest, random_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Caches of one head are bound row by row, those of several as they are."""
+    if request.param == "two key-value heads":
+        return open_package(random_package)
+    folder = tmp_path_factory.mktemp("one-head")
+    checkpoint = write_random_checkpoint(folder / "checkpoint", small_config(num_key_value_heads=1), RandomWeights())
+    return open_package(convert_checkpoint(checkpoint, folder / "package", ConversionSettings(RECIPES["float"])).folder)
 
 
 @pytest.fixture(scope="module")
-def inputs(random_package: Path) -> tuple[np.ndarray, np.ndarray]:
-    return random_inputs(open_package(random_package), POSITIONS)
+def session(package: Package) -> Session:
+    return open_session(package, "onnx", EngineSettings(threads=2))
+
+
+@pytest.fixture(scope="module")
+def inputs(package: Package) -> tuple[np.ndarray, np.ndarray]:
+    return random_inputs(package, POSITIONS)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,83 @@
+"""T3: Google's LiteRT-LM runs the bundle of a package, for text and for sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import litert_lm
+import pytest
+from commands import CONVERT, assert_refused, run_command
+from conftest import TINY
+from litert_lm import Backend, Engine, SamplerConfig
+from refusals import refused
+
+import cabochon
+from cabochon.package import open_package
+from cabochon.prompt import Message, transcription_instruction, translation_instruction
+from cabochon_convert.bundle_litertlm import write_litertlm
+from cabochon_convert.package import OutputError
+
+GREEDY = SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
+SOUND = TINY / "demo" / "english_unseen_voice.wav"
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_litert_float_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bundles") / "tiny.litertlm"
+    write_litertlm(open_package(tiny_litert_float_package), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    litert_lm.set_min_log_severity(litert_lm.LogSeverity.SILENT)
+    backend = Backend.CPU(thread_count=2)
+    cache = tmp_path_factory.mktemp("litert-lm")
+    with Engine(str(bundle), backend=backend, audio_backend=backend, cache_dir=str(cache)) as opened:
+        yield opened
+
+
+def answer(engine: Engine, message: object) -> str:
+    with engine.create_conversation(sampler_config=GREEDY) as conversation:
+        reply = conversation.send_message(message)
+    return "".join(part["text"] for part in reply["content"])
+
+
+def test_text_is_answered_like_by_our_own_loop(engine: Engine, tiny_litert_float_package: Path) -> None:
+    model = cabochon.load(tiny_litert_float_package)
+    for question in (
+        "Translate the following text from English into German: The train leaves at 8.",
+        "Translate the following text from French into Spanish: La gare est près de la banque.",
+    ):
+        assert answer(engine, question).strip() == model.chat([Message("user", question)]).finish().strip()
+
+
+def test_a_sound_is_transcribed_and_translated(engine: Engine, tiny_litert_float_package: Path) -> None:
+    # Not word for word: LiteRT-LM 0.18 has a log-mel frontend of its own.
+    model = cabochon.load(tiny_litert_float_package)
+    prompts = model.package.manifest.prompts
+    transcript = model.transcribe(SOUND, "English").finish().strip()
+    assert transcript == "We need to buy 7 oysters."
+    instruction = transcription_instruction(prompts, "English")
+    content = [{"type": "text", "text": instruction}, {"type": "audio", "path": str(SOUND)}]
+    assert answer(engine, {"role": "user", "content": content}).strip() == transcript
+    content[0] = {"type": "text", "text": translation_instruction(prompts, "English", "German")}
+    assert "German: Wir müssen 7" in answer(engine, {"role": "user", "content": content})
+
+
+def test_a_file_that_exists_is_not_replaced(bundle: Path, tiny_litert_float_package: Path) -> None:
+    with refused(OutputError, "exists already"):
+        write_litertlm(open_package(tiny_litert_float_package), bundle)
+
+
+def test_the_command_bundles_packages_for_litert_only(
+    tiny_litert_float_package: Path, random_package: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "tiny.litertlm"
+    outcome = run_command(CONVERT, "litertlm", tiny_litert_float_package, target)
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"{target}: " in outcome.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert_refused(run_command(CONVERT, "litertlm", random_package, tmp_path / "other.litertlm"), "--target litert")
+    assert not (tmp_path / "other.litertlm").exists()
