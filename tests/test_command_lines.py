@@ -318,8 +318,8 @@ def test_an_answer_that_was_cut_is_told_from_a_whole_one(random_package: Path, s
     assert set(json.loads(result.stdout)) == {"transcript", "statistics"}
 
 
-def test_text_that_the_terminal_cannot_show_is_escaped(tiny_package: Path) -> None:
-    command = (CABOCHON, "translate", tiny_package, TINY / "demo" / "english_unseen_voice.wav", *LANGUAGES)
+def test_text_that_the_terminal_cannot_show_is_escaped(tiny_onnx_package: Path) -> None:
+    command = (CABOCHON, "translate", tiny_onnx_package, TINY / "demo" / "english_unseen_voice.wav", *LANGUAGES)
     result = run_command(*command, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert "m\\xfcssen" in result.stdout

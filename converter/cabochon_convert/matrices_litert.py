@@ -1,6 +1,6 @@
 """Matrices of a checkpoint as XNNPACK takes them: signed integers without zero points.
 
-8 bits have one scale a row; 4 and 2 bits have one a block, or a row where blocks do not fill it.
+8 and 2 bits have one scale a row; 4 bits have one a block, or a row where blocks do not fill it.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ def fitting_precision(asked: Precision, columns: int) -> Precision:
         return Precision(32)
     whole_row = max(16, 1 << (columns - 1).bit_length())
     blocks = [block for block in _fitting_blocks(columns) if block <= max(asked.block_size, BLOCK_SIZES[-1])]
-    block = blocks[0] if blocks and asked.bits < 8 else whole_row
+    # Blocks are for 4 bits only.
+    block = blocks[0] if blocks and asked.bits == 4 else whole_row
     algorithm = "mse" if asked.algorithm == "gptq" else asked.algorithm
-    scale_bits = 16 if asked.bits < 8 and block in blocks else 32
+    scale_bits = 16 if asked.bits == 4 and block in blocks else 32
     return Precision(asked.bits, block, algorithm=algorithm, scale_bits=scale_bits, positive_scales=True)
 
 

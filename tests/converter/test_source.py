@@ -149,9 +149,9 @@ def test_without_network_and_cache_the_model_is_refused(hub: Hub, home: Path, tm
 
 
 def test_verification_finds_its_checkpoint_on_the_hub_too(
-    hub: Hub, home: Path, tiny_package: Path, tmp_path: Path
+    hub: Hub, home: Path, tiny_onnx_package: Path, tmp_path: Path
 ) -> None:
-    command = (CONVERT, "verify", tiny_package, "--reference", GATED)
+    command = (CONVERT, "verify", tiny_onnx_package, "--reference", GATED)
     assert_refused(run_command(*command, **hub.variables(home)), GATED, "licence")
     command = (CONVERT, "verify", tmp_path / "missing", "--reference", MODEL, "--revision", "v1")
     assert_refused(run_command(*command, **hub.variables(home)), str(tmp_path / "missing"))

@@ -166,8 +166,8 @@ def test_demo_sentences_were_held_out_and_their_wavs_are_what_the_model_hears() 
         assert (sound.samplerate, sound.channels, sound.subtype) == (16_000, 1, "PCM_16")
 
 
-def test_training_prompts_are_what_the_runtime_sends(tiny_package: Path) -> None:
-    package = open_package(tiny_package)
+def test_training_prompts_are_what_the_runtime_sends(tiny_onnx_package: Path) -> None:
+    package = open_package(tiny_onnx_package)
     tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
     instruction = translation_instruction(package.manifest.prompts, "en", "de")
     sent = PromptWriter(package, tokenizer).write([Message("user", instruction, has_audio=True)], audio_tokens=1)
@@ -177,8 +177,8 @@ def test_training_prompts_are_what_the_runtime_sends(tiny_package: Path) -> None
     assert sent == tokenizer.encode(trained)
 
 
-def test_typed_training_prompts_are_what_the_runtime_sends(tiny_package: Path) -> None:
-    package = open_package(tiny_package)
+def test_typed_training_prompts_are_what_the_runtime_sends(tiny_onnx_package: Path) -> None:
+    package = open_package(tiny_onnx_package)
     tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
     messages = [Message("user", "Hallo."), Message("assistant", "Guten Tag."), Message("user", "Wo ist der Zug?")]
     sent = PromptWriter(package, tokenizer).write(messages)
