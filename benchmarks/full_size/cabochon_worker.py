@@ -16,7 +16,7 @@ import cabochon
 from cabochon.backend import LONGEST_RUN, EngineSettings
 from cabochon.decode import prefill
 from cabochon.embedder import open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.package import open_package
 from cabochon.sampling import Sampler, SamplingSettings
 
@@ -28,8 +28,9 @@ class Worker:
         self._package = open_package(folder)  # the first opening hashes the files, later ones remember
         self._folder, self._threads, self._context = folder, threads, context
         started = time.perf_counter()
-        self._decoder = open_session(self._package, "onnx", EngineSettings(threads, context)).decoder
-        self._embedder = open_embedder(self._package, "onnx")
+        engine = choose_engine(self._package)
+        self._decoder = open_session(self._package, engine, EngineSettings(threads, context)).decoder
+        self._embedder = open_embedder(self._package, engine)
         print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
         self._vocabulary_size = self._package.manifest.text.vocabulary_size
         sampling = self._package.manifest.sampling

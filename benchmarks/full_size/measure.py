@@ -1,6 +1,6 @@
 """Packages of E2B's size against llama.cpp and transformers, on the same random weights: benchmarks/RESULTS.md.
 
-python benchmarks/full_size/measure.py [--folder build/full-size] [--recipes int4 …] [--rounds 6]
+python benchmarks/full_size/measure.py [--folder build/full-size] [--packages int4 "litert int4" …] [--rounds 6]
 
 All programs stay loaded and take turns of a second or so, so that a change of the machine's load hits all alike; read
 bandwidth is measured in the same turns. Ratios are medians over rounds of what one round gave.
@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from prepare import CONTEXT_LENGTH, LLAMA_CPP_PYTHON, REPOSITORY, Prepared, prepare
+from prepare import CONTEXT_LENGTH, LLAMA_CPP_PYTHON, REPOSITORY, Prepared, bundle_litertlm, prepare
 from results import Results, Series, decoder_bytes, describe_processor, gguf_bytes, write_table
 from workers import Worker
 
@@ -39,13 +39,13 @@ def main() -> int:
     """Prepare, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "full-size")
-    recipes = ["int2-small", "int4", DEFAULT_RECIPE]
-    parser.add_argument("--recipes", nargs="+", default=recipes, help="(default: %(default)s)")
+    packages = ["int2-small", "int4", DEFAULT_RECIPE, "litert int4"]
+    parser.add_argument("--packages", nargs="+", default=packages, help="recipes (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=8, help="decoded in a turn (default: %(default)s)")
     parser.add_argument("--without-transformers", action="store_true")
     arguments = parser.parse_args()
-    prepared = prepare(arguments.folder.resolve(), arguments.recipes, SOUND_SECONDS)
+    prepared = prepare(arguments.folder.resolve(), arguments.packages, SOUND_SECONDS)
     threads = len(os.sched_getaffinity(0))
     results = Results(speech_title=f"{SOUND_SECONDS:.0f} s of speech and {NEW_TOKENS} tokens, s")
     for _ in range(3):
@@ -75,6 +75,9 @@ def main() -> int:
         "(`--pure`), per-layer embeddings read on demand; × is the median over rounds of the ratio to it in the same "
         "round.\n\n" + write_table(results, weights, LLAMA)
     )
+    for name, package in prepared.packages.items():
+        if name.startswith("litert "):
+            text += _litert_lm_lines(package, bundle_litertlm(package), threads, arguments)
     if not arguments.without_transformers:
         with Worker(TRANSFORMERS, _transformers_command(prepared, threads)) as worker:
             text += _transformers_lines(worker)
@@ -147,6 +150,35 @@ def _note_memory(results: Results, moment: str, workers: Sequence[Worker]) -> No
 
 def _say(what: str, series: Series) -> None:
     print(what, {name: round(series.median(name), 2) for name in series.values}, file=sys.stderr, flush=True)
+
+
+def _litert_lm_lines(package: Path, bundle: Path, threads: int, arguments: argparse.Namespace) -> str:
+    """Our loop and LiteRT-LM's own on the same graphs, in turns."""
+    here, prompt, tokens = Path(__file__).parent, 512, 4 * arguments.tokens
+    context = "1024"
+    commands = {
+        "cabochon": [sys.executable, here / "cabochon_worker.py", package, str(threads), context],
+        "LiteRT-LM": [sys.executable, here / "litert_lm_worker.py", bundle, str(threads), context],
+    }
+    prefill, decode = Series(), Series()
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(name, command)) for name, command in commands.items()]
+        for turn in range(arguments.rounds + 1):
+            for worker in _turned(workers, turn):
+                seconds, each = worker.prefill(prompt), worker.decode(tokens)
+                if turn:  # the first one warms up
+                    prefill.add(worker.name, prompt / seconds)
+                    decode.add(worker.name, 1 / median(each))
+        resident = {worker.name: worker.resident()["VmHWM"] / 1e9 for worker in workers}
+    ours, theirs = commands
+    lines = [
+        f"\n`{bundle.name}`, {bundle.stat().st_size / 1e9:.2f} GB, in LiteRT-LM and its graphs in cabochon's loop:\n"
+    ]
+    for title, series in ((f"prefill of {prompt}, positions/s", prefill), (f"decode at {prompt}, tokens/s", decode)):
+        ratio = series.ratio(ours, theirs)
+        lines.append(f"{title}: {series.median(ours):.1f} against {series.median(theirs):.1f} ({ratio:.2f}×);")
+    lines.append(f"peak resident GB: {resident[ours]:.2f} against {resident[theirs]:.2f}.\n")
+    return "\n".join(lines)
 
 
 def _transformers_lines(worker: Worker) -> str:

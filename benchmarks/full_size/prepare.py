@@ -31,7 +31,7 @@ class Prepared:
 
     checkpoint: Path
     packages: dict[str, Path]
-    """By recipe."""
+    """By recipe, after the engine's name where it is not onnxruntime: `litert int4`."""
     llama_worker: Path
     gguf: Path
     projector: Path
@@ -40,14 +40,14 @@ class Prepared:
     """Float32 samples."""
 
 
-def prepare(folder: Path, recipes: list[str], seconds_of_sound: float) -> Prepared:
+def prepare(folder: Path, names: list[str], seconds_of_sound: float) -> Prepared:
     """Make what is missing; takes half an hour and 30 GB at first."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _checkpoint(folder)
     llama_cpp = _llama_cpp(folder)
     return Prepared(
         checkpoint=checkpoint,
-        packages={recipe: _package(folder, checkpoint, recipe) for recipe in recipes},
+        packages={name: _package(folder, checkpoint, name) for name in names},
         llama_worker=_llama_worker(folder, llama_cpp),
         gguf=_gguf(folder, llama_cpp, checkpoint),
         projector=_projector(folder, llama_cpp, checkpoint),
@@ -83,12 +83,24 @@ def _fill_vocabulary(checkpoint: Path) -> None:
     (checkpoint / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.0] * 3, "image_std": [1.0] * 3}))
 
 
-def _package(folder: Path, checkpoint: Path, recipe: str) -> Path:
-    package = folder / f"package-{recipe}"
+def _package(folder: Path, checkpoint: Path, name: str) -> Path:
+    package = folder / f"package-{name.replace(' ', '-')}"
     if not package.is_dir():
+        target, _, recipe = name.rpartition(" ")
         converter = Path(sys.executable).parent / "cabochon-convert"
-        _run([converter, checkpoint, package, "--recipe", recipe, "--context-length", str(CONTEXT_LENGTH)])
+        options = ["--target", target or "onnx", "--recipe", recipe, "--context-length", str(CONTEXT_LENGTH)]
+        _run([converter, checkpoint, package, *options])
     return package
+
+
+def bundle_litertlm(package: Path) -> Path:
+    """The package as one file for LiteRT-LM, made when it is missing, with the caches that cabochon begins with."""
+    bundle = package.with_name(f"{package.name}.litertlm")
+    if not bundle.exists():
+        _run(
+            [Path(sys.executable).parent / "cabochon-convert", "litertlm", package, bundle, "--context-length", "1024"]
+        )
+    return bundle
 
 
 def _llama_cpp(folder: Path) -> Path:

@@ -108,7 +108,10 @@ def _row(rival: str, title: str, series: Series, names: Sequence[str], form: str
 
 def decoder_bytes(package: Path) -> int:
     """Every matrix of the decoder is read for every token; of its rotations only one row is."""
-    decoder = package / read_manifest(package).engines["onnx"].decoder.file
+    engines = read_manifest(package).engines
+    if "litert" in engines:
+        return (package / engines["litert"].decoder.file).stat().st_size
+    decoder = package / engines["onnx"].decoder.file
     weights = onnx.load(str(decoder), load_external_data=False).graph.initializer
     lengths = ({entry.key: entry.value for entry in weight.external_data}.get("length", 0) for weight in weights)
     return sum(

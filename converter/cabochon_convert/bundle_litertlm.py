@@ -18,8 +18,9 @@ from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
+from cabochon_convert.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon_convert.embedder_litert import build_embedder
-from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signature
+from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures
 from cabochon_convert.graph_writer_litert import GraphWriter
 from cabochon_convert.package import OutputError
 from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
@@ -36,22 +37,32 @@ _KEY_AXIS, _VALUE_AXIS = 2, 3
 """Positions in caches of keys and of values."""
 
 
-def write_litertlm(package: Package, path: Path) -> int:
+def write_litertlm(package: Package, path: Path, context_length: int | None = None) -> int:
     """Bundle a package; returns the size of the file.
 
+    Args:
+        context_length: of the caches; one of those that the package has, the longest by default.
+
     Raises:
-        RequestError: the package is not for LiteRT.
+        RequestError: the package is not for LiteRT, or has no caches of this length.
         OutputError: the file exists or cannot be written; nothing is left behind.
     """
     if "litert" not in package.manifest.engines:
         raise RequestError(f"{package.folder} has no graphs for litert: convert the checkpoint with --target litert.")
+    context_length = context_length or package.manifest.text.context_length
+    lengths = cache_lengths(package.manifest.text.context_length)
+    if context_length not in lengths:
+        raise RequestError(
+            f"{package.folder} has no caches of {context_length} positions, only of "
+            f"{' and of '.join(map(str, lengths))}: choose one of them."
+        )
     if path.exists():
         raise OutputError(f"{path} exists already: choose another name.")
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.parts-") as parts:
-            builder = _fill(litertlm_builder.LitertLmFileBuilder(), package, Path(parts))
+            builder = _fill(litertlm_builder.LitertLmFileBuilder(), package, context_length, Path(parts))
             with beside.open("wb") as file:
                 builder.build(file)
                 file.flush()
@@ -66,17 +77,17 @@ def write_litertlm(package: Package, path: Path) -> int:
     return path.stat().st_size
 
 
-def _fill(builder: Any, package: Package, parts: Path) -> Any:
+def _fill(builder: Any, package: Package, context_length: int, parts: Path) -> Any:
     manifest, engine = package.manifest, package.manifest.engines["litert"]
     types = litertlm_builder.TfLiteModelType
-    (parts / "llm_metadata.pb").write_bytes(_llm_metadata(package).SerializeToString())
-    (parts / "executor_metadata.pb").write_bytes(_executor_metadata(manifest).SerializeToString())
+    (parts / "llm_metadata.pb").write_bytes(_llm_metadata(package, context_length).SerializeToString())
+    (parts / "executor_metadata.pb").write_bytes(_executor_metadata(manifest, context_length).SerializeToString())
     author = litertlm_builder.Metadata(key="Authors", value=manifest.created_by, dtype=litertlm_builder.DType.STRING)
     builder.add_system_metadata(author)
     builder.add_llm_metadata(str(parts / "llm_metadata.pb"))
     builder.add_executor_metadata(str(parts / "executor_metadata.pb"))
     builder.add_hf_tokenizer(str(package.path(manifest.tokenizer_file)))
-    models = {types.PREFILL_DECODE: package.path(engine.decoder.file)}
+    models = {types.PREFILL_DECODE: _decoder(package, context_length, parts)}
     models[types.EMBEDDER] = _embedder(package, engine.token_embeddings, parts / "embedder.tflite")
     if engine.per_layer_embeddings is not None:
         models[types.PER_LAYER_EMBEDDER] = package.path(engine.per_layer_embeddings.values.file)
@@ -131,6 +142,17 @@ class _PackagedTable:
         return np.frombuffer(content, kind).reshape(count, -1)
 
 
+def _decoder(package: Package, context_length: int, parts: Path) -> Path:
+    """LiteRT-LM 0.18 knows the plain names of signatures only, so that there are caches of one length."""
+    path = package.path(package.manifest.engines["litert"].decoder.file)
+    if len(cache_lengths(package.manifest.text.context_length)) == 1:
+        return path
+    suffix = f"_cache_{context_length}"
+    names = {f"{name}{suffix}": name for name in ("decode", f"prefill_{PREFILL_LENGTH}")}
+    keep_signatures(path, names, parts / path.name)
+    return parts / path.name
+
+
 def _embedder(package: Package, table: EmbeddingTable, path: Path) -> Path:
     """The graph of the token embeddings, which lie in the decoder's file when they are tied."""
     build_embedder(_PackagedTable(package.folder, table), table.row_scale, (table.columns,), path)
@@ -141,7 +163,8 @@ def _longest(package: Package, graph: Graph, signature: str, parts: Path) -> Pat
     """A graph with one signature, as LiteRT-LM 0.18 wants it: that of the longest sound, as the manifest has it."""
     features = next(tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.name == "features")
     path = parts / graph.file
-    keep_signature(package.path(graph.file), signature.format(features.shape[1]), path)
+    name = signature.format(features.shape[1])
+    keep_signatures(package.path(graph.file), {name: name}, path)
     return path
 
 
@@ -157,7 +180,7 @@ def _end_of_audio(package: Package, token: int, path: Path) -> Path:
     return path
 
 
-def _llm_metadata(package: Package) -> Any:
+def _llm_metadata(package: Package, context_length: int) -> Any:
     """What LiteRT-LM wants to know about tokens and prompts; fields as litert-torch 0.10 fills them."""
     manifest, metadata = package.manifest, llm_metadata_pb2.LlmMetadata()
     tokenizer = Tokenizer(package.path(manifest.tokenizer_file))
@@ -171,7 +194,7 @@ def _llm_metadata(package: Package) -> Any:
     sampler.k, sampler.p = manifest.sampling.top_k or 64, manifest.sampling.top_p
     sampler.temperature = manifest.sampling.temperature
     metadata.jinja_prompt_template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
-    metadata.max_num_tokens = manifest.text.context_length
+    metadata.max_num_tokens = context_length
     gemma, special = metadata.llm_model_type.gemma4, _special_tokens(package)
     gemma.code_fence_start, gemma.code_fence_end = special.get("stc_token", ""), special.get("etc_token", "")
     gemma.open_quote = gemma.close_quote = special.get("escape_token", "")
@@ -194,7 +217,7 @@ def _special_tokens(package: Package) -> dict[str, str]:
     return {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
 
 
-def _executor_metadata(manifest: Manifest) -> Any:
+def _executor_metadata(manifest: Manifest, context_length: int) -> Any:
     """The caches: all of them keep the whole context."""
     metadata = executor_metadata_pb2.ExecutorMetadata()
     executor = metadata.llm_executor_metadata
@@ -208,6 +231,6 @@ def _executor_metadata(manifest: Manifest) -> Any:
             buffer.prefill_input_name = buffer.prefill_output_name = name
             buffer.decode_input_name = buffer.decode_output_name = name
             buffer.policy, buffer.type = kinds.POLICY_DEFAULT, kind
-            buffer.sequence_axis, buffer.maximum_sequence_length = axis, manifest.text.context_length
-    executor.max_history_size = manifest.text.context_length
+            buffer.sequence_axis, buffer.maximum_sequence_length = axis, context_length
+    executor.max_history_size = context_length
     return metadata

@@ -104,6 +104,9 @@ def _litertlm_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
     parser.add_argument("output", type=Path, help="file to be written: NAME.litertlm")
+    parser.add_argument(
+        "--context-length", type=int, help="caches to bundle, of those that the package has (default: the longest)"
+    )
     return parser
 
 
@@ -112,7 +115,7 @@ def _bundle(arguments: argparse.Namespace) -> None:
         from cabochon_convert.bundle_litertlm import write_litertlm
     except ImportError as error:
         raise missing_dependency(str(error.name), "convert-litert") from None
-    size = write_litertlm(open_package(arguments.package), arguments.output)
+    size = write_litertlm(open_package(arguments.package), arguments.output, arguments.context_length)
     print(f"{arguments.output}: {size / 1e6:.1f} MB")
 
 

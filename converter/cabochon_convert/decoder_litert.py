@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from cabochon.manifest import KeyValueCache
+from cabochon_convert.cache_lengths import PREFILL_LENGTH
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix, fill_places
 from cabochon_convert.graph_litert import Places, Signature, convert_graph
@@ -45,8 +46,6 @@ from cabochon_convert.text_config import TextConfig
 ATTENTION = "lrt_transposed_attention"
 """litert-torch's, for caches of its layout."""
 LAYERS = "model.language_model."
-PREFILL_LENGTH = 128
-"""Longer ones are no faster on a CPU: 650 positions/s with 128 and with 512 on two cores, for E2B."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from cabochon_convert.audio_encoder_litert import (
     build_litert_audio_projector,
     token_counts,
 )
+from cabochon_convert.cache_lengths import cache_lengths
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.decoder_litert import build_litert_decoder
@@ -22,14 +23,6 @@ from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.matrices_litert import CheckpointMatrix
 from cabochon_convert.progress import Progress
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING
-
-SHORT_CACHE = 1024
-"""Positions for half a minute of speech and its answer: for E2B, a step is half as long again with 4096."""
-
-
-def cache_lengths(context_length: int) -> tuple[int, ...]:
-    """Lengths of the caches that a decoder can work with."""
-    return (SHORT_CACHE, context_length) if context_length >= 2 * SHORT_CACHE else (context_length,)
 
 
 def build_litert_engine(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -260,11 +260,17 @@ def describe_graph(path: Path, signature: str) -> Graph:
     return Graph(file=path.name, inputs=tuple(sorted(inputs, key=by_name)), outputs=tuple(sorted(outputs, key=by_name)))
 
 
-def keep_signature(source: Path, signature: str, target: Path) -> None:
-    """Copy a file in which only one signature is left; matrices stay where they are."""
+def keep_signatures(source: Path, names: Mapping[str, str], target: Path) -> None:
+    """Copy a file in which only some signatures are left, with new names; matrices stay where they are.
+
+    Args:
+        names: new names by old ones.
+    """
     content = np.memmap(source, np.uint8, "r")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
-    model.signatureDefs = [each for each in model.signatureDefs if each.signatureKey == signature.encode()]
+    model.signatureDefs = [each for each in model.signatureDefs if each.signatureKey.decode() in names]
+    for each in model.signatureDefs:
+        each.signatureKey = names[each.signatureKey.decode()].encode()
     start = min(buffer.offset for buffer in model.buffers if buffer.offset > 1)
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
