@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cabochon.sampling import Sampler, SamplingSettings, soft_cap
+from cabochon.sampling import NEAR_TIE, Sampler, SamplingSettings, soft_cap
 
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.floats(-80, 80, width=32))
 TEMPERATURES = st.floats(0.01, 5)
@@ -27,7 +27,20 @@ def probabilities_of(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 @given(LOGITS, st.sampled_from([0.0, 30.0]))
 def test_greedy_takes_the_likeliest_token(logits: np.ndarray, cap: float) -> None:
-    assert logits[Sampler(SamplingSettings(), (), cap).choose(logits.copy())] == logits.max()
+    chosen = Sampler(SamplingSettings(), (), cap).choose(logits.copy())
+    assert logits.max() - logits[chosen] <= NEAR_TIE
+    assert not (logits[:chosen] >= logits.max() - np.float32(NEAR_TIE)).any()
+
+
+def test_a_near_tie_falls_to_the_lowest_token_whichever_is_ahead() -> None:
+    sampler = Sampler(SamplingSettings(), (), 0.0)
+    for ahead in (3, 7):
+        logits = np.full(10, -5, np.float32)
+        logits[[3, 7]] = 20
+        logits[ahead] += NEAR_TIE / 4
+        assert sampler.choose(logits) == 3
+    logits[7] += 10 * NEAR_TIE
+    assert sampler.choose(logits) == 7
 
 
 @given(LOGITS, st.floats(0, 5), st.data())
