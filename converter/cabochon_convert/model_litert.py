@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import transformers
+import transformers.models.gemma4
+from transformers.models.gemma4 import modeling_gemma4
 
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import ARCHITECTURES
@@ -22,8 +24,22 @@ def patched_transformers(model_type: str) -> Iterator[None]:
     """Within it, transformers builds litert-torch's versions of what cannot be exported as it is."""
     with quiet():
         patches = get_patch_context(model_type)
-    with contextlib.redirect_stdout(None), patches:
-        yield
+    original = dict(vars(modeling_gemma4))
+    try:
+        with contextlib.redirect_stdout(None), patches:
+            patched = {name: each for name, each in vars(modeling_gemma4).items() if original.get(name) is not each}
+            _reexport(patched)
+            yield
+    finally:
+        _reexport({name: original[name] for name in patched if name in original})
+
+
+def _reexport(classes: Mapping[str, Any]) -> None:
+    """Let transformers' packages name these classes: they remember what they were first asked for, patched or not."""
+    for package in (transformers, transformers.models.gemma4):
+        for name, each in classes.items():
+            if name in vars(package) or name in getattr(package, "__all__", ()):
+                setattr(package, name, each)
 
 
 def build_model(checkpoint: Checkpoint, part: str, attention: str) -> Any:
