@@ -181,8 +181,19 @@ def _convert(arguments: argparse.Namespace) -> int:
     seconds = time.perf_counter() - started
     print(
         f"{conversion.folder}: {conversion.manifest.size / 1e6:.1f} MB, recipe {arguments.recipe}, in {seconds:.1f} s"
+        + _peak_memory()
     )
     return _verify([arguments.output], source, data) if arguments.verify else 0
+
+
+def _peak_memory() -> str:
+    """What this process took at most, where the system tells."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f" and {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.2f} GB of memory"
 
 
 def _refuse_unverifiable(arguments: argparse.Namespace) -> None:
