@@ -102,7 +102,7 @@ def fitting_precision(asked: Precision, columns: int) -> Precision:
     if not asked.is_integer:
         return Precision(32)
     # Rows that share a byte would be read wrongly.
-    bits = asked.bits if columns * asked.bits % 8 == 0 else 8
+    bits = next(bits for bits in (2, 4, 8) if bits >= asked.bits and columns * bits % 8 == 0)
     whole_row = max(16, 1 << (columns - 1).bit_length())
     blocks = [block for block in _fitting_blocks(columns) if block <= max(asked.block_size, BLOCK_SIZES[-1])]
     # Blocks are for 4 bits only.
