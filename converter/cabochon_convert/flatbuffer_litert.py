@@ -142,8 +142,9 @@ class _Filler:
 
     def _fill_tensor(self, subgraph: Any, tensor: Any, number: int) -> None:
         matrix = self._matrices[number]
-        if tuple(tensor.shape) != (matrix.rows, matrix.columns):
-            raise ValueError(f"place {number} has the shape {list(tensor.shape)}, not {[matrix.rows, matrix.columns]}")
+        shape = [matrix.rows, matrix.columns]
+        if (found := tensor.shape.tolist()) != shape:
+            raise ValueError(f"place {number} has the shape {found}, not {shape}")
         tensor.buffer = self._value_buffers[number]
         tensor.quantization = None
         if matrix.bits == 32:
@@ -243,10 +244,12 @@ def _align(file: BinaryIO) -> int:
 
 
 def describe_graph(path: Path, signature: str) -> Graph:
-    """What the manifest says about one signature of a file."""
+    """What the manifest says about one signature of a file; ValueError where there is none of this name."""
     model = schema.Model.GetRootAsModel(np.memmap(path, np.uint8, "r"), 0)
     signatures = (model.SignatureDefs(index) for index in range(model.SignatureDefsLength()))
-    wanted = next(each for each in signatures if each.SignatureKey() == signature.encode())
+    wanted = next((each for each in signatures if each.SignatureKey() == signature.encode()), None)
+    if wanted is None:
+        raise ValueError(f"{path} has no signature {signature}")
     subgraph = model.Subgraphs(wanted.SubgraphIndex())
 
     def describe(entry: Any) -> Tensor:
@@ -265,10 +268,16 @@ def keep_signatures(source: Path, names: Mapping[str, str], target: Path) -> Non
 
     Args:
         names: new names by old ones.
+
+    Raises:
+        ValueError: a signature is not there.
     """
     content = np.memmap(source, np.uint8, "r")
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAsModel(content, 0))
     model.signatureDefs = [each for each in model.signatureDefs if each.signatureKey.decode() in names]
+    found = {each.signatureKey.decode() for each in model.signatureDefs}
+    if missing := sorted(set(names) - found):
+        raise ValueError(f"{source} has no signature {missing[0]}")
     for each in model.signatureDefs:
         each.signatureKey = names[each.signatureKey.decode()].encode()
     start = min(buffer.offset for buffer in model.buffers if buffer.offset > 1)

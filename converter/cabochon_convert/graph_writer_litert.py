@@ -13,15 +13,15 @@ from cabochon_convert.flatbuffer_litert import PLACE
 
 
 class GraphWriter:
-    """A flatbuffer of one subgraph, operator by operator."""
+    """A flatbuffer, operator by operator; each signature has a subgraph of its own."""
 
     def __init__(self) -> None:
         self._model = schema.ModelT()
         self._model.version = 3
         self._model.operatorCodes = []
         self._model.buffers = [schema.BufferT()]
-        self._subgraph = schema.SubGraphT()
-        self._subgraph.tensors, self._subgraph.operators = [], []
+        self._model.subgraphs, self._model.signatureDefs = [], []
+        self._subgraph = _empty_subgraph()
 
     def tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
         """A new tensor; returns its number."""
@@ -48,22 +48,28 @@ class GraphWriter:
             operator.builtinOptionsType, operator.builtinOptions = options
         self._subgraph.operators.append(operator)
 
-    def place(self, output: int) -> None:
-        """A matrix, the only one: number 0."""
+    def place(self, output: int, number: int = 0) -> None:
+        """The tensor of a matrix that `fill_places` gets; subgraphs share those of one number."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(schema.BuiltinOperator.CUSTOM, PLACE)
         operator.inputs, operator.outputs = np.zeros(0, np.int32), np.array([output], np.int32)
-        operator.customOptions = np.zeros(4, np.uint8)
+        operator.customOptions = np.frombuffer(number.to_bytes(4, "little"), np.uint8)
         self._subgraph.operators.append(operator)
 
-    def finish(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
-        """The bytes of a graph with one signature."""
+    def signature(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> None:
+        """The operators since the last signature are one; what follows belongs to the next."""
         self._subgraph.inputs = np.array(list(inputs.values()), np.int32)
         self._subgraph.outputs = np.array(list(outputs.values()), np.int32)
         signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = name.encode(), 0
+        signature.signatureKey, signature.subgraphIndex = name.encode(), len(self._model.subgraphs)
         signature.inputs, signature.outputs = _tensor_maps(inputs), _tensor_maps(outputs)
-        self._model.subgraphs, self._model.signatureDefs = [self._subgraph], [signature]
+        self._model.subgraphs.append(self._subgraph)
+        self._model.signatureDefs.append(signature)
+        self._subgraph = _empty_subgraph()
+
+    def finish(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
+        """The bytes of a graph, of which this is the last signature."""
+        self.signature(name, inputs, outputs)
         builder = flatbuffers.Builder(1024)
         builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
         return bytes(builder.Output())
@@ -76,6 +82,12 @@ class GraphWriter:
         code.customCode = custom.encode() if custom else None
         self._model.operatorCodes.append(code)
         return len(self._model.operatorCodes) - 1
+
+
+def _empty_subgraph() -> Any:
+    subgraph = schema.SubGraphT()
+    subgraph.tensors, subgraph.operators = [], []
+    return subgraph
 
 
 def _tensor_maps(tensors: Mapping[str, int]) -> list[Any]:

@@ -77,7 +77,7 @@ def quantized_parts(
             yield quantize_matrix(part, precision, spread)
         except OverflowError:
             raise CheckpointError(
-                f"the tensor {matrix.tensor} holds values too large for half-precision scales: choose the recipe int4."
+                f"the tensor {matrix.tensor} holds values too large for half-precision scales: choose the recipe int8."
             ) from None
 
 

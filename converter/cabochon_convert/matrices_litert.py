@@ -101,13 +101,15 @@ def fitting_precision(asked: Precision, columns: int) -> Precision:
     """The nearest that XNNPACK has to what a recipe asks for."""
     if not asked.is_integer:
         return Precision(32)
+    # Rows that share a byte would be read wrongly.
+    bits = next(bits for bits in (2, 4, 8) if bits >= asked.bits and columns * bits % 8 == 0)
     whole_row = max(16, 1 << (columns - 1).bit_length())
     blocks = [block for block in _fitting_blocks(columns) if block <= max(asked.block_size, BLOCK_SIZES[-1])]
     # Blocks are for 4 bits only.
-    block = blocks[0] if blocks and asked.bits == 4 else whole_row
+    block = blocks[0] if blocks and bits == 4 else whole_row
     algorithm = "mse" if asked.algorithm == "gptq" else asked.algorithm
-    scale_bits = 16 if asked.bits == 4 and block in blocks else 32
-    return Precision(asked.bits, block, algorithm=algorithm, scale_bits=scale_bits, positive_scales=True)
+    scale_bits = 16 if bits == 4 and block in blocks else 32
+    return Precision(bits, block, algorithm=algorithm, scale_bits=scale_bits, positive_scales=True)
 
 
 def _fitting_blocks(columns: int) -> list[int]:

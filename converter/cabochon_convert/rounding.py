@@ -35,17 +35,25 @@ class Grid:
         return Grid(self.scales.astype(np.float16).astype(np.float32), self.zero_points)
 
     def with_positive_scales(self, scale_bits: int) -> Grid:
-        """The same grid with no scale of zero; of 16 bits, scales are bfloat16 numbers that half precision holds."""
-        scales = np.where(self.scales > 0, self.scales, np.float32(1))
+        """The same grid with no scale of zero; of 16 bits, scales are bfloat16 numbers that half precision holds.
+
+        Raises:
+            OverflowError: a scale is too large for half precision.
+        """
+        scales = np.where(self.scales >= _SMALLEST_NORMAL, self.scales, np.float32(1))
         if scale_bits == 16:
             # Adding half of what is cut off rounds to the nearest, as ml_dtypes does but for ties.
             bits = (scales.view(np.uint32) + np.uint32(0x8000)) & np.uint32(0xFFFF0000)
-            scales = np.clip(bits.view(np.float32), _SMALLEST_SCALE, _LARGEST_SCALE)
+            scales = np.maximum(bits.view(np.float32), _SMALLEST_HALF)
+            if scales.max(initial=0) > np.finfo(np.float16).max:
+                raise OverflowError("a scale is too large for half precision")
         return Grid(scales.astype(np.float32), self.zero_points)
 
 
-_SMALLEST_SCALE, _LARGEST_SCALE = 2.0**-14, 65280.0
-"""Of the bfloat16 numbers that half precision holds as normal ones."""
+_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
+"""What is closer to zero has no inverse, and XNNPACK refuses it as a scale: it counts as zero."""
+_SMALLEST_HALF = np.float32(2.0**-17)
+"""From here on, half precision holds all eight bits of a bfloat16 number."""
 
 
 def fit_grid(blocks: Float32Array, bits: int, symmetric: bool, search: bool, positive: bool = False) -> Grid:
@@ -78,7 +86,7 @@ def round_to_grid(blocks: Float32Array, grid: Grid, bits: int) -> npt.NDArray[np
 
 def _integers(blocks: Float32Array, grid: Grid, bits: int) -> Float32Array:
     """Whole numbers as float32."""
-    inverse = np.divide(1.0, grid.scales, out=np.zeros_like(grid.scales), where=grid.scales != 0)
+    inverse = np.divide(1.0, grid.scales, out=np.zeros_like(grid.scales), where=np.abs(grid.scales) >= _SMALLEST_NORMAL)
     scaled = blocks * inverse[..., None]
     np.rint(scaled, out=scaled)
     scaled += grid.zero_points[..., None]

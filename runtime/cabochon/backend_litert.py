@@ -60,6 +60,11 @@ class LitertDecoder:
         self._model = _load(package, engine.decoder, settings)
         self._layer_shape = (text.layer_count, text.per_layer_input_size)
         self._steps = sorted(_steps(self._model, engine), key=lambda steps: steps.length)
+        if self._steps[-1].length < self._capacity:
+            raise PackageError(
+                f"{package.path(engine.decoder.file)} has caches of {self._steps[-1].length} positions, but the "
+                f"manifest says {text.context_length}: convert the checkpoint again."
+            )
         self._current = self._steps[0]
         self._logits = np.zeros((0, text.vocabulary_size), np.float32)
 
@@ -82,6 +87,8 @@ class LitertDecoder:
             raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
         if count > LONGEST_RUN:
             raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        if position > self._current.length:
+            raise ValueError(f"position {position} comes before those from {self._current.length} on were run")
         self._make_room(position, count)
         per_layer = per_layer_inputs.reshape(count, *self._layer_shape)
         if len(self._logits) != logits_to_keep:
@@ -137,6 +144,7 @@ class _Steps:
     def copy_caches(self, shorter: _Steps, count: int) -> None:
         """Take over the first positions of shorter caches."""
         self._all_runs()
+        shorter._all_runs()
         key, other_key = self._keys[0], shorter._keys[0]
         for name, axis in self._names.items():
             rows = np.moveaxis(_read(shorter._model, other_key, name, shorter._caches[name]), axis, 0)[:count]
