@@ -45,12 +45,12 @@ def answer(engine: Engine, message: object) -> str:
 
 
 def test_text_is_answered_like_by_our_own_loop(engine: Engine, tiny_litert_float_package: Path) -> None:
-    model = cabochon.load(tiny_litert_float_package)
+    model, greedy = cabochon.load(tiny_litert_float_package), cabochon.SamplingSettings()
     for question in (
         "Translate the following text from English into German: The train leaves at 8.",
         "Translate the following text from French into Spanish: La gare est près de la banque.",
     ):
-        assert answer(engine, question).strip() == model.chat([Message("user", question)]).finish().strip()
+        assert answer(engine, question).strip() == model.chat([Message("user", question)], greedy).finish().strip()
 
 
 def test_a_sound_is_transcribed_and_translated(engine: Engine, tiny_litert_float_package: Path) -> None:
