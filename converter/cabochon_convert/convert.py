@@ -183,7 +183,8 @@ def convert_checkpoint(
             recipe=AppliedRecipe(name=settings.recipe.name, precisions=()),
             text=describe_text(config.text, settings.context_length_of(config.text)),
             audio=describe_audio(config, frontends.audio),
-            vision=describe_vision(config, frontends.image),
+            # LiteRT's graphs have fixed shapes, of which each costs another minute of conversion.
+            vision=describe_vision(config, frontends.image, with_large_budgets=settings.target != "litert"),
             bos_token=config.text.bos_token,
             pad_token=config.text.pad_token,
             prompts=PROMPTS,
