@@ -33,8 +33,8 @@ from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
 from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors
 
 TOWER, PROJECTOR = "model.audio_tower.", "model.embed_audio."
-_TOKEN_COUNTS = (128, 256)
-"""Of 5 and 10 s of sound; the longest sound comes on top. Each costs a minute of conversion."""
+_TOKEN_COUNTS = (256,)
+"""Of 10 s of sound; the longest sound comes on top. Each costs minutes of conversion."""
 _OF_CONSTANTS = "relative_k_proj"
 """Projects constant position embeddings: folded when the graph is made."""
 

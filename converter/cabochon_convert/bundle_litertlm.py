@@ -92,9 +92,16 @@ def _fill(builder: Any, package: Package, context_length: int, parts: Path) -> A
     if engine.per_layer_embeddings is not None:
         models[types.PER_LAYER_EMBEDDER] = package.path(engine.per_layer_embeddings.values.file)
     if engine.audio_encoder is not None and engine.audio_projector is not None and manifest.audio is not None:
-        models[types.AUDIO_ENCODER_HW] = _longest(package, engine.audio_encoder, "audio_{}", parts)
-        models[types.AUDIO_ADAPTER] = _longest(package, engine.audio_projector, "audio_adapter_{}", parts)
-        models[types.END_OF_AUDIO] = _end_of_audio(package, manifest.audio.end_token, parts / "end_of_audio.tflite")
+        features = next(tensor for tensor in engine.audio_encoder.outputs if tensor.name == "features")
+        longest = features.shape[1]
+        models[types.AUDIO_ENCODER_HW] = _only(package, engine.audio_encoder, f"audio_{longest}", parts)
+        models[types.AUDIO_ADAPTER] = _only(package, engine.audio_projector, f"audio_adapter_{longest}", parts)
+        models[types.END_OF_AUDIO] = _end_of(package, manifest.audio.end_token, "eoa", parts)
+    if engine.vision_encoder is not None and engine.vision_projector is not None and manifest.vision is not None:
+        budget = manifest.vision.default_soft_token_budget
+        models[types.VISION_ENCODER] = _only(package, engine.vision_encoder, f"vision_{budget}", parts)
+        models[types.VISION_ADAPTER] = _only(package, engine.vision_projector, f"vision_adapter_{budget}", parts)
+        models[types.END_OF_VISION] = _end_of(package, manifest.vision.end_token, "eoi", parts)
     for kind, model in models.items():
         builder.add_tflite_model(str(model), kind)
     return builder
@@ -159,24 +166,23 @@ def _embedder(package: Package, table: EmbeddingTable, path: Path) -> Path:
     return path
 
 
-def _longest(package: Package, graph: Graph, signature: str, parts: Path) -> Path:
-    """A graph with one signature, as LiteRT-LM 0.18 wants it: that of the longest sound, as the manifest has it."""
-    features = next(tensor for tensor in (*graph.inputs, *graph.outputs) if tensor.name == "features")
+def _only(package: Package, graph: Graph, signature: str, parts: Path) -> Path:
+    """A graph with one signature, as LiteRT-LM 0.18 wants it."""
     path = parts / graph.file
-    name = signature.format(features.shape[1])
-    keep_signatures(package.path(graph.file), {name: name}, path)
+    keep_signatures(package.path(graph.file), {signature: signature}, path)
     return path
 
 
-def _end_of_audio(package: Package, token: int, path: Path) -> Path:
-    """A graph that gives one embedding."""
+def _end_of(package: Package, token: int, name: str, parts: Path) -> Path:
+    """A graph that gives the embedding of a token; names as litert-torch 0.10 gives them."""
     row = open_embedder(package, "litert").tokens.look_up([token])[None]
     graph = GraphWriter()
     constant = graph.constant("row", row)
     shape = graph.constant("shape", np.array(row.shape, np.int32))
-    output = graph.tensor("eoa_embedding", row.shape, schema.TensorType.FLOAT32)
+    output = graph.tensor(f"{name}_embedding", row.shape, schema.TensorType.FLOAT32)
     graph.operator(schema.BuiltinOperator.RESHAPE, [constant, shape], output)
-    path.write_bytes(graph.finish("eoa", {}, {"eoa_embedding": output}))
+    path = parts / f"{name}.tflite"
+    path.write_bytes(graph.finish(name, {}, {f"{name}_embedding": output}))
     return path
 
 
@@ -206,6 +212,13 @@ def _llm_metadata(package: Package, context_length: int) -> Any:
     if manifest.audio is not None:
         gemma.start_of_audio_token.token_str = tokenizer.token_text(manifest.audio.begin_token)
         gemma.end_of_audio_token.token_str = tokenizer.token_text(manifest.audio.end_token)
+    if manifest.vision is not None:
+        vision = manifest.vision
+        gemma.start_of_image_token.token_str = tokenizer.token_text(vision.begin_token)
+        gemma.end_of_image_token.token_str = tokenizer.token_text(vision.end_token)
+        gemma.patch_width = gemma.patch_height = vision.patch_size
+        gemma.max_num_patches = vision.default_soft_token_budget * vision.pooling_kernel_size**2
+        gemma.pooling_kernel_size = vision.pooling_kernel_size
     return metadata
 
 

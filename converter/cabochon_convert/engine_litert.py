@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.audio_model import AudioModel
 from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
+from cabochon.vision_model import VisionModel
+from cabochon_convert import audio_encoder_litert, vision_encoder_litert
 from cabochon_convert.audio_encoder_litert import (
-    PROJECTOR,
-    TOWER,
     build_litert_audio_encoder,
     build_litert_audio_projector,
     token_counts,
@@ -23,6 +24,16 @@ from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.matrices_litert import CheckpointMatrix
 from cabochon_convert.progress import Progress
 from cabochon_convert.recipes import EMBEDDING, PER_LAYER_EMBEDDING
+from cabochon_convert.vision_encoder_litert import build_litert_vision_encoder, build_litert_vision_projector
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoder:
+    """What was written of one encoder; without graphs where the model has none."""
+
+    matrices: tuple[CheckpointMatrix, ...]
+    encoder: Graph | None
+    projector: Graph | None
 
 
 def build_litert_engine(
@@ -56,18 +67,21 @@ def build_litert_engine(
         table, float(width**0.5), (len(text.layers), width), folder / "per_layer_embedder.tflite"
     )
     matrices.append(table)
-    encoder = projector = None
+    audio = vision = _Encoder((), None, None)
     if draft.audio is not None:
-        audio_matrices, encoder, projector = _build_audio(checkpoint, draft.audio, settings, folder, progress)
-        matrices += audio_matrices
+        audio = _build_audio(checkpoint, draft.audio, settings, folder, progress)
+    if draft.vision is not None:
+        vision = _build_vision(checkpoint, draft.vision, settings, folder, progress)
+    matrices += (*audio.matrices, *vision.matrices)
     engine = Engine(
         decoder=describe_graph(
             folder / "decoder.tflite", "decode" if len(lengths) == 1 else f"decode_cache_{lengths[-1]}"
         ),
         caches=decoder.caches,
-        audio_encoder=encoder,
-        audio_projector=projector,
-        vision_encoder=None,
+        audio_encoder=audio.encoder,
+        audio_projector=audio.projector,
+        vision_encoder=vision.encoder,
+        vision_projector=vision.projector,
         token_embeddings=tokens,
         per_layer_embeddings=per_layer,
     )
@@ -77,13 +91,30 @@ def build_litert_engine(
 
 def _build_audio(
     checkpoint: Checkpoint, audio: AudioModel, settings: LinearSettings, folder: Path, progress: Progress
-) -> tuple[list[CheckpointMatrix], Graph, Graph]:
+) -> _Encoder:
     if audio.log_mel is None:
         raise CheckpointError("models that hear without an encoder cannot be converted for litert yet: choose onnx.")
-    progress.start("audio encoder", sum(checkpoint.size_of(part) for part in (TOWER, PROJECTOR)), "B")
+    parts = audio_encoder_litert.TOWER, audio_encoder_litert.PROJECTOR
+    progress.start("audio encoder", sum(checkpoint.size_of(part) for part in parts), "B")
     counts = token_counts(audio.log_mel, audio.max_samples)
     encoder, projector = folder / "audio_encoder.tflite", folder / "audio_projector.tflite"
     matrices = build_litert_audio_encoder(checkpoint, settings, counts, audio.log_mel.mel_bins, encoder)
     matrices += build_litert_audio_projector(checkpoint, settings, counts, projector)
     signatures = f"audio_{counts[-1]}", f"audio_adapter_{counts[-1]}"
-    return list(matrices), describe_graph(encoder, signatures[0]), describe_graph(projector, signatures[1])
+    return _Encoder(matrices, describe_graph(encoder, signatures[0]), describe_graph(projector, signatures[1]))
+
+
+def _build_vision(
+    checkpoint: Checkpoint, vision: VisionModel, settings: LinearSettings, folder: Path, progress: Progress
+) -> _Encoder:
+    parts = vision_encoder_litert.TOWER, vision_encoder_litert.PROJECTOR
+    progress.start("vision encoder", sum(checkpoint.size_of(part) for part in parts), "B")
+    encoder, projector = folder / "vision_encoder.tflite", folder / "vision_projector.tflite"
+    matrices = build_litert_vision_encoder(checkpoint, settings, vision, encoder)
+    matrices += build_litert_vision_projector(checkpoint, settings, vision.soft_token_budgets, projector)
+    budget = vision.default_soft_token_budget
+    return _Encoder(
+        matrices,
+        describe_graph(encoder, f"vision_{budget}"),
+        describe_graph(projector, f"vision_adapter_{budget}"),
+    )

@@ -64,6 +64,7 @@ def build_onnx_engine(
         audio_encoder=audio_encoder.graph if audio_encoder else None,
         audio_projector=None,
         vision_encoder=vision_encoder.graph if vision_encoder else None,
+        vision_projector=None,
         token_embeddings=token_table,
         per_layer_embeddings=per_layer_table,
     )

@@ -49,6 +49,7 @@ PrefillModule = exportable_module.LiteRTExportableModuleForDecoderOnlyLMPrefillE
 DecodeModule = exportable_module.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder
 AudioEncoderModule = audio_exportable.LiteRTExportableModuleForGemma4AudioEncoder
 AudioAdapterModule = audio_exportable.LiteRTExportableModuleForGemma4AudioAdapter
+VisionAdapterModule = vision_exportable.LiteRTExportableModuleForGemma4VisionAdapter
 VisionEncoderModule = vision_exportable.LiteRTExportableModuleForGemma4VisionEncoder
 
 __all__ = (
@@ -59,6 +60,7 @@ __all__ = (
     "ExportTask",
     "ExportableModuleConfig",
     "PrefillModule",
+    "VisionAdapterModule",
     "VisionEncoderModule",
     "arith",
     "get_patch_context",

@@ -46,18 +46,26 @@ def describe_audio(config: ModelConfig, frontend: AudioFrontend | None) -> Audio
     )
 
 
-def describe_vision(config: ModelConfig, frontend: ImageFrontend | None) -> VisionModel | None:
-    """What the model sees; None where it does not, or is not to."""
+def describe_vision(
+    config: ModelConfig, frontend: ImageFrontend | None, *, with_large_budgets: bool
+) -> VisionModel | None:
+    """What the model sees; None where it does not, or is not to.
+
+    Args:
+        with_large_budgets: images may make more tokens than the checkpoint's default.
+    """
     vision, end_token = config.vision, config.end_image_token
     if vision is None or frontend is None or end_token is None:
         return None
+    default = frontend.default_soft_token_budget
+    budgets = tuple(each for each in frontend.soft_token_budgets if each <= default or with_large_budgets)
     return VisionModel(
         patch_size=vision.patch_size,
         pooling_kernel_size=vision.pooling_kernel_size,
         # An image is at most a strip of its tokens; the checkpoint's table goes on far beyond.
-        position_limit=frontend.soft_token_budgets[-1] * vision.pooling_kernel_size,
-        soft_token_budgets=frontend.soft_token_budgets,
-        default_soft_token_budget=frontend.default_soft_token_budget,
+        position_limit=budgets[-1] * vision.pooling_kernel_size,
+        soft_token_budgets=budgets,
+        default_soft_token_budget=default,
         begin_token=config.begin_image_token,
         soft_token=config.image_token,
         end_token=end_token,

@@ -19,6 +19,7 @@ from cabochon.backend import LONGEST_RUN, EngineSettings, Session
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, Graph
 from cabochon.package import Package
+from cabochon.vision_model import VisionModel
 
 try:
     from ai_edge_litert.compiled_model import CompiledModel
@@ -41,6 +42,15 @@ def open_litert_session(package: Package, settings: EngineSettings) -> Session:
     if engine.audio_encoder is not None:
         encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
     return Session(LitertDecoder(package, engine, settings), encoder)
+
+
+def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> LitertVisionEncoder:
+    """Load the vision encoder of a package that has one, and its projector."""
+    engine, vision = package.manifest.engines["litert"], package.manifest.vision
+    if engine.vision_encoder is None or engine.vision_projector is None or vision is None:
+        raise PackageError(f"{package.folder} lacks a part of its vision encoder: convert the checkpoint again.")
+    encoder, projector = (_load(package, each, settings) for each in (engine.vision_encoder, engine.vision_projector))
+    return LitertVisionEncoder(encoder, projector, vision)
 
 
 class LitertDecoder:
@@ -236,25 +246,56 @@ class LitertAudioEncoder:
             if not self._models:
                 self._models = [_load(self._package, graph, self._settings) for graph in self._graphs]
         encoder, projector = self._models
-        key, length = _shortest_signature(encoder, "src_inputs", len(frames))
+        length, key = _shortest_signature(encoder, "src_inputs", len(frames))
+        if length < len(frames):
+            raise RequestError(f"the sound has {len(frames)} frames, the package's encoder takes {length}.")
         padded = np.zeros((1, length, frames.shape[1]), np.float32)
         padded[0, : len(frames)] = frames
         heard = np.zeros((1, 1, length), np.bool_)
         heard[..., : len(frames)] = True
         features = _call(encoder, key, {"src_inputs": padded, "mask": heard})
-        key, _ = _shortest_signature(projector, "features", features["features"].shape[1])
+        _, key = _shortest_signature(projector, "features", features["features"].shape[1])
         embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
         return embeddings
 
 
-def _shortest_signature(model: Any, name: str, count: int) -> tuple[str, int]:
-    """Of those whose input has room for so many rows: its key and its rows."""
-    rows = {key: model.get_input_tensor_details(key)[name]["shape"][1] for key in model.get_signature_list()}
-    fitting = {key: length for key, length in rows.items() if length >= count}
-    if not fitting:
-        raise RequestError(f"the sound has {count} frames, the package's encoder takes {max(rows.values())}.")
-    key = min(fitting, key=lambda each: fitting[each])
-    return key, fitting[key]
+class LitertVisionEncoder:
+    """Vision encoder and projector."""
+
+    def __init__(self, encoder: Any, projector: Any, vision: VisionModel) -> None:
+        self._encoder, self._projector, self._vision = encoder, projector, vision
+
+    def encode(self, patches: Float32Array) -> Float32Array:
+        """See `VisionEncoder.encode`.
+
+        Raises:
+            RequestError: the image makes more tokens than the graphs have room for.
+        """
+        rows, columns, values = patches.shape
+        count = rows * columns
+        length, key = _shortest_signature(self._encoder, "images", count)
+        if length < count:
+            tokens, most = (each // self._vision.pooling_kernel_size**2 for each in (count, length))
+            raise RequestError(
+                f"the image makes {tokens} tokens, the package's encoder takes {most}: scale the image down."
+            )
+        self._vision.require_fitting(rows, columns, values)
+        images, places = np.zeros((1, length, values), np.float32), np.full((1, length, 2), -1, np.int32)
+        images[0, :count] = patches.reshape(count, values)
+        places[0, :count, 0] = np.tile(np.arange(columns), rows)
+        places[0, :count, 1] = np.repeat(np.arange(rows), columns)
+        seen = _call(self._encoder, key, {"images": images, "positions_xy": places})
+        _, key = _shortest_signature(self._projector, "soft_tokens", seen["features"].shape[1])
+        embeddings = _call(self._projector, key, {"soft_tokens": seen["features"]})["mm_embedding"]
+        seen_embeddings: Float32Array = embeddings[0][seen["mask"][0]]
+        return seen_embeddings
+
+
+def _shortest_signature(model: Any, name: str, count: int) -> tuple[int, str]:
+    """Of those whose input has room for so many rows, or else the longest of all: its rows and its key."""
+    keys = model.get_signature_list()
+    signatures = sorted((int(model.get_input_tensor_details(key)[name]["shape"][1]), key) for key in keys)
+    return next((each for each in signatures if each[0] >= count), signatures[-1])
 
 
 def _call(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

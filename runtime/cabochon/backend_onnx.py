@@ -185,10 +185,7 @@ class OnnxVisionEncoder:
 
     def encode(self, patches: Float32Array) -> Float32Array:
         """See `VisionEncoder.encode`."""
-        rows, columns, values = patches.shape
-        self._vision.token_count(rows, columns)
-        if values != self._vision.values_per_patch:
-            raise ValueError(f"patches of {values} values, expected {self._vision.values_per_patch}")
+        self._vision.require_fitting(*patches.shape)
         embeddings: Float32Array = self._session.run(["image_embeddings"], {"patches": patches[None]})[0][0]
         return embeddings
 

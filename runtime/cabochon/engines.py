@@ -48,6 +48,10 @@ def open_vision_encoder(package: Package, engine: str, settings: EngineSettings)
     _refuse_unknown(package, engine)
     if package.manifest.engines[engine].vision_encoder is None:
         raise RequestError("the package has no vision encoder: convert a checkpoint that has one without --no-vision.")
+    if engine == "litert":
+        from cabochon.backend_litert import open_litert_vision_encoder
+
+        return open_litert_vision_encoder(package, settings)
     from cabochon.backend_onnx import open_onnx_vision_encoder
 
     return open_onnx_vision_encoder(package, settings)

@@ -268,6 +268,8 @@ class Engine:
     audio_projector: Graph | None
     """From the audio encoder's features to embeddings; None where the encoder's graph does that too."""
     vision_encoder: Graph | None
+    vision_projector: Graph | None
+    """From the vision encoder's features to embeddings; None where the encoder's graph does that too."""
     token_embeddings: EmbeddingTable
     per_layer_embeddings: EmbeddingTable | None
 
@@ -275,6 +277,7 @@ class Engine:
         windows = {cache.window for cache in self.caches if cache.window}
         _require(len(windows) < 2, "the sliding caches have different windows")
         _require(self.audio_encoder is not None or self.audio_projector is None, "a projector has no audio encoder")
+        _require(self.vision_encoder is not None or self.vision_projector is None, "a projector has no vision encoder")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,8 +337,8 @@ class Manifest:
     def _referenced_files(self) -> list[str]:
         paths = [self.tokenizer_file, self.chat_template_file]
         for engine in self.engines.values():
-            graphs = (engine.decoder, engine.audio_encoder, engine.audio_projector, engine.vision_encoder)
-            paths += [graph.file for graph in graphs if graph is not None]
+            encoders = (engine.audio_encoder, engine.audio_projector, engine.vision_encoder, engine.vision_projector)
+            paths += [graph.file for graph in (engine.decoder, *encoders) if graph is not None]
             for table in (engine.token_embeddings, engine.per_layer_embeddings):
                 if table is not None:
                     paths += [

@@ -56,3 +56,13 @@ class VisionModel:
                 f"an image of {rows} x {columns} patches, expected multiples of {kernel} up to {self.position_limit}"
             )
         return rows * columns // kernel**2
+
+    def require_fitting(self, rows: int, columns: int, values: int) -> None:
+        """Make sure that the encoder takes an image of so many patches with so many values each.
+
+        Raises:
+            ValueError: it does not.
+        """
+        self.token_count(rows, columns)
+        if values != self.values_per_patch:
+            raise ValueError(f"patches of {values} values, expected {self.values_per_patch}")

@@ -26,7 +26,7 @@ from cabochon_convert.reference import ReferenceModel
 from cabochon_convert.verify import verify_packages
 
 TOLERANCE = 1e-5
-CLIP_FRAMES = (9, 200, 512, 513, 1500, 2990)
+CLIP_FRAMES = (9, 200, 1024, 1025, 2990)
 """Shorter than, equal to and longer than what the encoder's graphs are made for."""
 
 

@@ -99,6 +99,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         audio_encoder=st.just(encoder),
         audio_projector=st.none() | graph if encoder else st.none(),
         vision_encoder=graph if vision else st.none(),
+        vision_projector=st.none() | graph if vision else st.none(),
         token_embeddings=tables(names, text.vocabulary_size, text.hidden_size),
         per_layer_embeddings=tables(names, text.vocabulary_size, per_layer_columns),
     )
@@ -387,6 +388,17 @@ def _see_with_an_unlisted_file(value: dict[str, Any]) -> None:
     value["engines"]["onnx"]["vision_encoder"]["file"] = "elsewhere.onnx"
 
 
+def _project_without_encoder(value: dict[str, Any]) -> None:
+    engine = value["engines"]["onnx"]
+    engine |= {"vision_projector": engine["vision_encoder"], "vision_encoder": None}
+    value["vision"] = None
+
+
+def _project_with_an_unlisted_file(value: dict[str, Any]) -> None:
+    engine = value["engines"]["onnx"]
+    engine["vision_projector"] = engine["vision_encoder"] | {"file": "elsewhere.tflite"}
+
+
 def _name_an_image_token_outside(value: dict[str, Any]) -> None:
     value["vision"]["soft_token"] = value["text"]["vocabulary_size"]
 
@@ -397,6 +409,8 @@ def _name_an_image_token_outside(value: dict[str, Any]) -> None:
         (_forget_the_vision_encoder, "vision"),
         (_see_without_vision, "vision_encoder"),
         (_see_with_an_unlisted_file, "elsewhere.onnx"),
+        (_project_without_encoder, "a projector has no vision encoder"),
+        (_project_with_an_unlisted_file, "elsewhere.tflite"),
         (_name_an_image_token_outside, "outside the vocabulary"),
         (_use_an_unlisted_file, "elsewhere.json"),
         (_list_a_file_twice, "twice"),
