@@ -11,6 +11,9 @@ from cabochon.arrays import Float32Array
 
 _SYMMETRIC_CANDIDATES = tuple(np.linspace(0.85, 1.3, 10))
 """Steps from zero to the extreme, relative to the integers on its side; above 1 it is cut off."""
+_LONG_CANDIDATES = tuple(np.geomspace(0.85, 4, 14))
+"""The same for blocks of whole rows, whose extreme is far out: half the square error of 2 bits, two thirds of 4."""
+LONG_BLOCK = 512
 _ASYMMETRIC_CANDIDATES = tuple(np.linspace(0.7, 1.05, 8))
 """Width of the grid, relative to the range of the block."""
 
@@ -119,7 +122,7 @@ def _asymmetric_grid(blocks: Float32Array, bits: int, width: float) -> Grid:
 
 def _search(blocks: Float32Array, grid: Grid, bits: int) -> Grid:
     best, least = grid, _square_errors(blocks, grid, bits)
-    for steps in _SYMMETRIC_CANDIDATES:
+    for steps in _LONG_CANDIDATES if blocks.shape[-1] >= LONG_BLOCK else _SYMMETRIC_CANDIDATES:
         candidate = _refit(blocks, Grid(grid.scales / np.float32(steps), grid.zero_points), bits)
         best, least = _better(best, least, candidate, _square_errors(blocks, candidate, bits))
     return best
