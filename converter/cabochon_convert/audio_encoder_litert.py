@@ -36,7 +36,7 @@ TOWER, PROJECTOR = "model.audio_tower.", "model.embed_audio."
 _TOKEN_COUNTS = (256,)
 """Of 10 s of sound; the longest sound comes on top. Each costs minutes of conversion."""
 _OF_CONSTANTS = "relative_k_proj"
-"""Projects constant position embeddings: folded when the graph is made."""
+"""Projects position embeddings, which are constant: so is what comes of them."""
 
 
 def token_counts(log_mel: LogMelParameters, max_samples: int) -> tuple[int, ...]:
@@ -55,6 +55,7 @@ def build_litert_audio_encoder(
         del model.model.embed_audio
         places.take(tower, lambda name: None if _OF_CONSTANTS in name else f"{TOWER}{name}.weight")
         read_small_tensors(tower, checkpoint, TOWER)
+        _project_positions(tower)
         module = AudioEncoderModule(model, None)
         signatures = [Signature(f"audio_{count}", module, _encoder_inputs(count, mel_bins)) for count in counts]
         graph = convert_graph(signatures, places)
@@ -80,6 +81,28 @@ def build_litert_audio_projector(
     matrices = matrices_of(places, checkpoint, settings)
     fill_places(graph, matrices, path)
     return matrices
+
+
+class _Constant(torch.nn.Module):
+    """The same answer to every input."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        """The value."""
+        value: torch.Tensor = self.value
+        return value
+
+
+@torch.no_grad()
+def _project_positions(tower: Any) -> None:
+    """Put what each layer makes of the relative positions in the place of its projection."""
+    positions = tower.rel_pos_enc(torch.zeros(1, 1, 1))
+    for name, layer in list(tower.named_modules()):
+        if name.endswith(_OF_CONSTANTS):
+            tower.set_submodule(name, _Constant(layer(positions)))
 
 
 def _encoder_inputs(count: int, mel_bins: int) -> dict[str, Any]:

@@ -145,8 +145,9 @@ def convert_graph(signatures: Sequence[Signature], places: Places) -> bytes:
         converter.add_signature(signature.name, signature.module.eval(), sample_kwargs=dict(signature.inputs))
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        # Without it, constants are folded by the compiler, which copies them.
-        model = converter.convert(lightweight_conversion=True, strict_export=False)
+        # Lightweight, or the compiler copies constants; without folding by running, which copies the graph once for
+        # each of its norms.
+        model = converter.convert(lightweight_conversion=True, strict_export=False, runtime_constant_folding=False)
         exporter = model._exporter  # there is no public way to the graph before it is written
         _mark_places(_operation(exporter.module), places)
         return _exported(exporter)
