@@ -18,7 +18,15 @@ from typing import Any
 import torch
 
 from cabochon_convert.flatbuffer_litert import PLACE
-from cabochon_convert.litert_torch_parts import Converter, arith, ir, lowerings, optimization_barrier, splat_attr
+from cabochon_convert.litert_torch_parts import (
+    Converter,
+    arith,
+    deep_recursion,
+    ir,
+    lowerings,
+    optimization_barrier,
+    splat_attr,
+)
 from cabochon_convert.quiet import quiet
 
 _STEP = 2.0**-12
@@ -143,7 +151,7 @@ def convert_graph(signatures: Sequence[Signature], places: Places) -> bytes:
     converter = Converter()
     for signature in signatures:
         converter.add_signature(signature.name, signature.module.eval(), sample_kwargs=dict(signature.inputs))
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), quiet(), deep_recursion():
         warnings.simplefilter("ignore")
         # Lightweight, or the compiler copies constants; without folding by running, which copies the graph once for
         # each of its norms.

@@ -6,6 +6,8 @@ import importlib.machinery
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cabochon.errors import missing_dependency
 from cabochon_convert.quiet import quiet
@@ -24,6 +26,7 @@ _stand_in(
     "litert_torch.generative.export_hf.model_ext.bonsai_flux2.bonsai_flux2", BonsaiFlux2=type("BonsaiFlux2", (), {})
 )
 
+_LIMIT = sys.getrecursionlimit()
 try:
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
@@ -45,6 +48,21 @@ try:
 except ImportError as error:
     raise missing_dependency(str(error.name), "convert-litert") from None
 
+# litert-converter 0.5 raises it for good, and then Python ends where JSON is nested too deeply.
+_DEEP_LIMIT = sys.getrecursionlimit()
+sys.setrecursionlimit(_LIMIT)
+
+
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """Within it, functions may call themselves as often as litert-converter asks for."""
+    sys.setrecursionlimit(_DEEP_LIMIT)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(_LIMIT)
+
+
 PrefillModule = exportable_module.LiteRTExportableModuleForDecoderOnlyLMPrefillExternalEmbedder
 DecodeModule = exportable_module.LiteRTExportableModuleForDecoderOnlyLMGenerateExternalEmbedder
 AudioEncoderModule = audio_exportable.LiteRTExportableModuleForGemma4AudioEncoder
@@ -63,6 +81,7 @@ __all__ = (
     "VisionAdapterModule",
     "VisionEncoderModule",
     "arith",
+    "deep_recursion",
     "get_patch_context",
     "init_params_on_meta",
     "ir",
