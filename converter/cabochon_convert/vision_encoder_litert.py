@@ -26,7 +26,7 @@ from cabochon.vision_model import VisionModel
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.flatbuffer_litert import fill_places
 from cabochon_convert.graph_litert import Places, Signature, convert_graph
-from cabochon_convert.litert_torch_parts import VisionAdapterModule, VisionEncoderModule, optimization_barrier
+from cabochon_convert.litert_torch_parts import VisionAdapterModule, VisionEncoderModule
 from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
 from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors
@@ -52,8 +52,10 @@ class _PatchEmbedder(torch.nn.Module):
         self, pixel_values: torch.Tensor, pixel_position_ids: torch.Tensor, padding_positions: torch.Tensor
     ) -> torch.Tensor:
         """Patches [1, P, values], their columns and rows [1, P, 2], whether they fill up [1, P]."""
-        # Or the compiler multiplies the factor into the matrix, which is a place: see `PlacedLinear`.
-        centred, _ = optimization_barrier((2 * (pixel_values - 0.5), pixel_values))
+        centred = 2 * (pixel_values - 0.5)
+        # A choice that depends on the image stands between factor and matrix, or the compiler would multiply the one
+        # into the other, which is a place. A barrier (see `PlacedLinear`) does not keep it from that at E2B's width.
+        centred = torch.where(padding_positions.unsqueeze(-1), 0.0, centred)
         projected: torch.Tensor = self._embedder.input_proj(centred)
         return projected + self._embedder._position_embeddings(pixel_position_ids, padding_positions)
 
