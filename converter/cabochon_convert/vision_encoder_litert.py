@@ -54,7 +54,7 @@ class _PatchEmbedder(torch.nn.Module):
         """Patches [1, P, values], their columns and rows [1, P, 2], whether they fill up [1, P]."""
         centred = 2 * (pixel_values - 0.5)
         # A choice that depends on the image stands between factor and matrix, or the compiler would multiply the one
-        # into the other, which is a place. A barrier (see `PlacedLinear`) does not keep it from that at E2B's size.
+        # into the other, which is a place. A barrier (see `PlacedLinear`) does not keep it from that at E2B's width.
         centred = torch.where(padding_positions.unsqueeze(-1), 0.0, centred)
         projected: torch.Tensor = self._embedder.input_proj(centred)
         return projected + self._embedder._position_embeddings(pixel_position_ids, padding_positions)

@@ -47,6 +47,7 @@ from cabochon_convert.vision_encoder_litert import build_litert_vision_encoder, 
 FLOAT_TOLERANCE = 1e-5
 """Of the largest value: float32 sums in another order; measured 5e-7."""
 INT8_COSINE = 0.999
+"""Random weights have no structure that rounding could spare."""
 BUDGETS = 70, 140
 
 
@@ -168,21 +169,29 @@ def test_a_package_that_lost_its_projector_is_refused(package: Path) -> None:
         )
 
 
-def test_a_rounded_encoder_stays_close_to_the_reference(
-    checkpoint: Path, package: Path, reference: Reference, tmp_path: Path
-) -> None:
-    """Random weights have no structure that rounding could spare: measured 0.9997."""
-    vision = read_manifest(package).vision
-    assert vision is not None
-    vision = replace(vision, soft_token_budgets=(70,), default_soft_token_budget=70)
+def test_a_rounded_encoder_of_e2bs_width_stays_close_to_the_reference(tmp_path: Path) -> None:
+    """At this width, litert-torch 0.10 folds constants that it leaves alone in narrower graphs. Measured 0.9997."""
+    config = small_config()
+    config["vision_config"] |= {"hidden_size": 768, "patch_size": 16, "num_hidden_layers": 1}
+    checkpoint = write_random_checkpoint(tmp_path / "checkpoint", config, RandomWeights())
+    vision = VisionModel(
+        patch_size=16,
+        pooling_kernel_size=3,
+        position_limit=210,
+        soft_token_budgets=(70,),
+        default_soft_token_budget=70,
+        begin_token=BEGIN_OF_IMAGE,
+        soft_token=BEGIN_OF_IMAGE + 1,
+        end_token=END_OF_IMAGE,
+    )
     source, settings = open_source(local_source(checkpoint), Silence().advance), LinearSettings(RECIPES["int8"])
     paths = tmp_path / "encoder.tflite", tmp_path / "projector.tflite"
     build_litert_vision_encoder(source, settings, vision, paths[0])
     build_litert_vision_projector(source, settings, vision.soft_token_budgets, paths[1])
-    encoder = open_graphs(*paths, vision)
+    encoder, reference = open_graphs(*paths, vision), load_reference(checkpoint)
     for grid in ((3, 3), (21, 27), (30, 21)):
-        patches = make_patches(*grid)
-        expected = reference(patches.reshape(-1, 48), places_of(patches))
+        patches = make_patches(*grid, values=768)
+        expected = reference(patches.reshape(-1, 768), places_of(patches))
         assert least_cosine(encoder.encode(patches), expected) >= INT8_COSINE
 
 
