@@ -40,6 +40,32 @@ class EngineSettings:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def choose_capacity(settings: EngineSettings, context_length: int) -> int:
+    """Positions to make room for.
+
+    Args:
+        context_length: that the package was converted for.
+
+    Raises:
+        RequestError: more were asked for.
+    """
+    capacity = settings.context_length or context_length
+    if capacity > context_length:
+        raise RequestError(
+            f"a context of {capacity} positions was asked for, but the package was converted for "
+            f"{context_length}: convert it with a larger --context-length."
+        )
+    return capacity
+
+
+def refuse_impossible_run(position: int, count: int, logits_to_keep: int, capacity: int) -> None:
+    """ValueError where a decoder cannot run so many positions from this one on."""
+    if not 0 < logits_to_keep <= count or position < 0 or position + count > capacity:
+        raise ValueError(f"positions {position} to {position + count} do not fit a cache of {capacity}")
+    if count > LONGEST_RUN:
+        raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+
+
 def kinds_bound_exactly(caches: Iterable[tuple[str, int]]) -> frozenset[str]:
     """Kinds of layers whose graph is given no rows of caches but those that a run can see: all have one head.
 

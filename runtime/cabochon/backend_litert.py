@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import LONGEST_RUN, EngineSettings, Session
+from cabochon.backend import EngineSettings, Session, choose_capacity, refuse_impossible_run
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, Graph
 from cabochon.package import Package
@@ -61,12 +61,7 @@ class LitertDecoder:
 
     def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
         text = package.manifest.text
-        self._capacity = settings.context_length or text.context_length
-        if self._capacity > text.context_length:
-            raise RequestError(
-                f"a context of {self._capacity} positions was asked for, but the package was converted for "
-                f"{text.context_length}: convert it with a larger --context-length."
-            )
+        self._capacity = choose_capacity(settings, text.context_length)
         self._model = _load(package, engine.decoder, settings)
         self._layer_shape = (text.layer_count, text.per_layer_input_size)
         self._steps = sorted(_steps(self._model, engine), key=lambda steps: steps.length)
@@ -93,10 +88,7 @@ class LitertDecoder:
     ) -> Float32Array:
         """See `Decoder.run`."""
         count = len(inputs_embeds)
-        if not 0 < logits_to_keep <= count or position < 0 or position + count > self._capacity:
-            raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
-        if count > LONGEST_RUN:
-            raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        refuse_impossible_run(position, count, logits_to_keep, self._capacity)
         if position > self._current.length:
             raise ValueError(f"position {position} comes before those from {self._current.length} on were run")
         self._make_room(position, count)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import LONGEST_RUN, EngineSettings, Session, kinds_bound_exactly
+from cabochon.backend import EngineSettings, Session, choose_capacity, kinds_bound_exactly, refuse_impossible_run
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, KeyValueCache, TextModel
 from cabochon.package import Package
@@ -46,12 +46,7 @@ class OnnxDecoder:
     def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
         text = package.manifest.text
         self._text: TextModel = text
-        self._capacity = settings.context_length or text.context_length
-        if self._capacity > text.context_length:
-            raise RequestError(
-                f"a context of {self._capacity} positions was asked for, but the package was converted for "
-                f"{text.context_length}: convert it with a larger --context-length."
-            )
+        self._capacity = choose_capacity(settings, text.context_length)
         self._session = _load(package.path(engine.decoder.file), settings)
         self._binding = self._session.io_binding()
         try:
@@ -88,10 +83,7 @@ class OnnxDecoder:
     ) -> Float32Array:
         """See `Decoder.run`."""
         count = len(inputs_embeds)
-        if not 0 < logits_to_keep <= count or position < 0 or position + count > self._capacity:
-            raise ValueError(f"positions {position} to {position + count} do not fit a cache of {self._capacity}")
-        if count > LONGEST_RUN:
-            raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
+        refuse_impossible_run(position, count, logits_to_keep, self._capacity)
         visible = {"full": range(position + count)}
         if self._sliding is not None:
             rows = self._sliding.make_room(position, count)
