@@ -81,6 +81,7 @@ def write_package(folder: Path, runs: Iterable[tuple[int, int]], context_length:
         caches=(cache,),
         audio_encoder=None,
         audio_projector=None,
+        vision_projector=None,
         vision_encoder=None,
         token_embeddings=table,
         per_layer_embeddings=table,
