@@ -25,12 +25,11 @@ import torch
 from cabochon.log_mel import LogMelParameters
 from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN
 from cabochon_convert.checkpoint import Checkpoint
-from cabochon_convert.flatbuffer_litert import fill_places
-from cabochon_convert.graph_litert import Places, Signature, convert_graph
+from cabochon_convert.graph_litert import Places, Signature
 from cabochon_convert.litert_torch_parts import AudioAdapterModule, AudioEncoderModule
 from cabochon_convert.matrices import LinearSettings
-from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
-from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors
+from cabochon_convert.matrices_litert import CheckpointMatrix
+from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors, write_graph
 
 TOWER, PROJECTOR = "model.audio_tower.", "model.embed_audio."
 _TOKEN_COUNTS = (256,)
@@ -58,9 +57,7 @@ def build_litert_audio_encoder(
         _project_positions(tower)
         module = AudioEncoderModule(model, None)
         signatures = [Signature(f"audio_{count}", module, _encoder_inputs(count, mel_bins)) for count in counts]
-        graph = convert_graph(signatures, places)
-    matrices = matrices_of(places, checkpoint, settings)
-    fill_places(graph, matrices, path)
+        matrices, _ = write_graph(signatures, places, checkpoint, settings, path)
     return matrices
 
 
@@ -77,9 +74,7 @@ def build_litert_audio_projector(
         read_small_tensors(projector, checkpoint, PROJECTOR)
         module = AudioAdapterModule(model, None, None)
         signatures = [Signature(f"audio_adapter_{count}", module, _projector_inputs(count, width)) for count in counts]
-        graph = convert_graph(signatures, places)
-    matrices = matrices_of(places, checkpoint, settings)
-    fill_places(graph, matrices, path)
+        matrices, _ = write_graph(signatures, places, checkpoint, settings, path)
     return matrices
 
 

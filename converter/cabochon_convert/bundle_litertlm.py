@@ -31,7 +31,6 @@ try:
 except ImportError as error:
     raise missing_dependency(str(error.name), "convert-litert") from None
 
-SUFFIX = ".litertlm"
 _ROWS_AT_ONCE = 4096
 _KEY_AXIS, _VALUE_AXIS = 2, 3
 """Positions in caches of keys and of values."""

@@ -28,8 +28,8 @@ import torch
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.cache_lengths import PREFILL_LENGTH
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
-from cabochon_convert.flatbuffer_litert import FilledMatrix, fill_places
-from cabochon_convert.graph_litert import Places, Signature, convert_graph
+from cabochon_convert.flatbuffer_litert import FilledMatrix
+from cabochon_convert.graph_litert import Places, Signature
 from cabochon_convert.litert_torch_parts import (
     DecodeModule,
     ExportableModuleConfig,
@@ -38,8 +38,8 @@ from cabochon_convert.litert_torch_parts import (
     patch_builtin_tuple_for_export,
 )
 from cabochon_convert.matrices import LinearSettings
-from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
-from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors
+from cabochon_convert.matrices_litert import CheckpointMatrix
+from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors, write_graph
 from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import TextConfig
 
@@ -97,9 +97,7 @@ def build_litert_decoder(
         if len(cache_lengths) == 1:
             signatures = [replace(each, name=each.name.partition("_cache_")[0]) for each in signatures]
         with patch_builtin_tuple_for_export():
-            graph = convert_graph(signatures, places)
-    matrices = matrices_of(places, checkpoint, settings)
-    filled = fill_places(graph, matrices, path)
+            matrices, filled = write_graph(signatures, places, checkpoint, settings, path)
     (head_filled,) = (place for place, matrix in zip(filled, matrices, strict=True) if matrix.tensor == head)
     return BuiltLitertDecoder(_caches(config), matrices, head_filled)
 

@@ -17,7 +17,7 @@ from cabochon_convert.audio_encoder_litert import (
 from cabochon_convert.cache_lengths import cache_lengths
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
-from cabochon_convert.decoder_litert import build_litert_decoder
+from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature
 from cabochon_convert.embedder_litert import build_embedder, table_of_matrix
 from cabochon_convert.flatbuffer_litert import describe_graph
 from cabochon_convert.matrices import LinearSettings
@@ -74,9 +74,7 @@ def build_litert_engine(
         vision = _build_vision(checkpoint, draft.vision, settings, folder, progress)
     matrices += (*audio.matrices, *vision.matrices)
     engine = Engine(
-        decoder=describe_graph(
-            folder / "decoder.tflite", "decode" if len(lengths) == 1 else f"decode_cache_{lengths[-1]}"
-        ),
+        decoder=describe_graph(folder / "decoder.tflite", decode_signature(lengths)),
         caches=decoder.caches,
         audio_encoder=audio.encoder,
         audio_projector=audio.projector,

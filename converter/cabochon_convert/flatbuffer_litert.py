@@ -28,7 +28,6 @@ except ImportError as error:
 PLACE = "cabochon.matrix"
 """Custom code of the operator that stands for a matrix; its option is the matrix's number in four bytes."""
 ALIGNMENT = 64
-_FILE_IDENTIFIER = b"TFL3"
 _TYPE_NAMES = {
     schema.TensorType.FLOAT32: "float32",
     schema.TensorType.INT32: "int32",
@@ -113,6 +112,13 @@ def fill_places(graph: bytes, matrices: Sequence[StoredMatrix], path: Path) -> l
     return [filler.filled(number, path.name, header) for number in range(len(matrices))]
 
 
+def pack_model(model: Any) -> bytes:
+    """The flatbuffer of a model, as the schema's object of it."""
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
 class _Filler:
     """A flatbuffer whose matrices are on their way."""
 
@@ -192,9 +198,7 @@ class _Filler:
             scales = np.concatenate(buffers.scales).ravel().astype(np.float32)
             for quantization in self._tensors[number]:
                 quantization.scale = scales
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self._model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
-        return bytes(builder.Output())
+        return pack_model(self._model)
 
     def filled(self, number: int, file: str, header: bytes) -> FilledMatrix:
         """Where a matrix lies."""
@@ -281,9 +285,7 @@ def keep_signatures(source: Path, names: Mapping[str, str], target: Path) -> Non
     for each in model.signatureDefs:
         each.signatureKey = names[each.signatureKey.decode()].encode()
     start = min(buffer.offset for buffer in model.buffers if buffer.offset > 1)
-    builder = flatbuffers.Builder(1 << 20)
-    builder.Finish(model.Pack(builder), file_identifier=_FILE_IDENTIFIER)
-    header = bytes(builder.Output())
+    header = pack_model(model)
     if len(header) > start:
         raise ValueError(f"a flatbuffer of {len(header)} bytes does not fit into {start}")
     shutil.copyfile(source, target)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cabochon.quiet import quiet
 from cabochon_convert.flatbuffer_litert import PLACE
 from cabochon_convert.litert_torch_parts import (
     Converter,
@@ -27,21 +28,11 @@ from cabochon_convert.litert_torch_parts import (
     optimization_barrier,
     splat_attr,
 )
-from cabochon_convert.quiet import quiet
+from cabochon_convert.matrices_litert import Place
 
 _STEP = 2.0**-12
 """Between the values that stand for numbers of matrices, all of them between 1 and 2 and exact in float32."""
 MAX_MATRICES = 4095
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a matrix belongs."""
-
-    tensor: str
-    """Name in the checkpoint."""
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +90,6 @@ class PlacedLinear(torch.nn.Module):
         return result
 
 
-class PlacedEmbedding(torch.nn.Module):
-    """An embedding table that is a place; rows are scaled when they are looked up."""
-
-    def __init__(self, number: int, place: Place, scale: float) -> None:
-        super().__init__()
-        self._number, self._place, self._scale = number, place, scale
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens [...] to [..., columns]."""
-        matrix = torch.ops.cabochon.matrix(self._number, self._place.rows, self._place.columns)
-        return torch.nn.functional.embedding(tokens, matrix) * self._scale
-
-
 class Places:
     """The matrices of one graph, by number."""
 
@@ -151,7 +129,7 @@ def convert_graph(signatures: Sequence[Signature], places: Places) -> bytes:
     converter = Converter()
     for signature in signatures:
         converter.add_signature(signature.name, signature.module.eval(), sample_kwargs=dict(signature.inputs))
-    with warnings.catch_warnings(), quiet(), deep_recursion():
+    with warnings.catch_warnings(), quiet(1, 2), deep_recursion():
         warnings.simplefilter("ignore")
         # Lightweight, or the compiler copies constants; without folding by running, which copies the graph once for
         # each of its norms.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from cabochon_convert.flatbuffer_litert import PLACE
+from cabochon_convert.flatbuffer_litert import PLACE, pack_model
 
 
 class GraphWriter:
@@ -70,9 +69,7 @@ class GraphWriter:
     def finish(self, name: str, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
         """The bytes of a graph, of which this is the last signature."""
         self.signature(name, inputs, outputs)
-        builder = flatbuffers.Builder(1024)
-        builder.Finish(self._model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return pack_model(self._model)
 
     def _code(self, builtin: int, custom: str = "") -> int:
         code = schema.OperatorCodeT()

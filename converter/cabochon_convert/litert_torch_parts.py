@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cabochon.errors import missing_dependency
-from cabochon_convert.quiet import quiet
+from cabochon.quiet import quiet
 
 
 def _stand_in(name: str, **members: object) -> None:
@@ -28,7 +28,7 @@ _stand_in(
 
 _LIMIT = sys.getrecursionlimit()
 try:
-    with warnings.catch_warnings(), quiet():
+    with warnings.catch_warnings(), quiet(1, 2):
         warnings.simplefilter("ignore")
         from litert_converter.mlir import ir
         from litert_converter.mlir.dialects import arith

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from cabochon.embedding_table import SIGN_BITS
 from cabochon.manifest import AppliedPrecision
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.flatbuffer_litert import MatrixPart
@@ -19,7 +19,6 @@ from cabochon_convert.quantize import Precision
 
 BLOCK_SIZES = (256, 128, 64, 32)
 """That XNNPACK multiplies by: https://github.com/google/XNNPACK (qb4w), ai_edge_quantizer/default_policy.py."""
-_SIGN_BITS = {2: 0xAA, 4: 0x88, 8: 0x80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,31 +66,25 @@ class CheckpointMatrix:
         for quantized in quantized_parts(self.checkpoint, self.settings, whole, precision):
             # A row of one block was filled up to a power of two.
             values = quantized.values.reshape(len(quantized.values), -1)[:, :row_bytes]
-            yield MatrixPart(values ^ np.uint8(_SIGN_BITS[precision.bits]), quantized.scales)
+            yield MatrixPart(values ^ np.uint8(SIGN_BITS[precision.bits]), quantized.scales)
 
     @property
     def _precision(self) -> Precision:
         return fitting_precision(self.settings.precision(self.tensor, (self.rows, self.columns)), self.columns)
 
 
-class MatrixPlace(Protocol):
-    """A matrix of a graph: `graph_litert.Place`."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a matrix belongs in a graph."""
 
-    @property
-    def tensor(self) -> str:
-        """Name in the checkpoint."""
-
-    @property
-    def rows(self) -> int:
-        """Outputs."""
-
-    @property
-    def columns(self) -> int:
-        """Inputs."""
+    tensor: str
+    """Name in the checkpoint."""
+    rows: int
+    columns: int
 
 
 def matrices_of(
-    places: Iterable[MatrixPlace], checkpoint: Checkpoint, settings: LinearSettings
+    places: Iterable[Place], checkpoint: Checkpoint, settings: LinearSettings
 ) -> tuple[CheckpointMatrix, ...]:
     """What belongs into the places of a graph, in their order."""
     return tuple(CheckpointMatrix(checkpoint, settings, place.tensor, place.rows, place.columns) for place in places)

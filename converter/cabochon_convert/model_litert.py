@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +12,14 @@ import transformers
 import transformers.models.gemma4
 from transformers.models.gemma4 import modeling_gemma4
 
+from cabochon.quiet import quiet
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import ARCHITECTURES
+from cabochon_convert.flatbuffer_litert import FilledMatrix, fill_places
+from cabochon_convert.graph_litert import Places, Signature, convert_graph
 from cabochon_convert.litert_torch_parts import get_patch_context, init_params_on_meta
-from cabochon_convert.quiet import quiet
+from cabochon_convert.matrices import LinearSettings
+from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
 
 PARTS = ("text_config", "audio_config", "vision_config")
 
@@ -22,9 +27,9 @@ PARTS = ("text_config", "audio_config", "vision_config")
 @contextlib.contextmanager
 def patched_transformers(model_type: str) -> Iterator[None]:
     """Within it, transformers builds litert-torch's versions of what cannot be exported as it is."""
-    with quiet():
+    with quiet(1, 2):
         patches = get_patch_context(model_type)
-    original = dict(vars(modeling_gemma4))
+    original, patched = dict(vars(modeling_gemma4)), dict[str, Any]()
     try:
         with contextlib.redirect_stdout(None), patches:
             patched = {name: each for name, each in vars(modeling_gemma4).items() if original.get(name) is not each}
@@ -80,3 +85,12 @@ def read_small_tensors(module: torch.nn.Module, checkpoint: Checkpoint, prefix: 
     }
     module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
+
+
+def write_graph(
+    signatures: Sequence[Signature], places: Places, checkpoint: Checkpoint, settings: LinearSettings, path: Path
+) -> tuple[tuple[CheckpointMatrix, ...], list[FilledMatrix]]:
+    """Write a graph with its matrices to a file; returns what they are, and where they lie."""
+    graph = convert_graph(signatures, places)
+    matrices = matrices_of(places, checkpoint, settings)
+    return matrices, fill_places(graph, matrices, path)

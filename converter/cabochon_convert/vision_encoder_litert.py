@@ -24,12 +24,11 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cabochon.vision_model import VisionModel
 from cabochon_convert.checkpoint import Checkpoint
-from cabochon_convert.flatbuffer_litert import fill_places
-from cabochon_convert.graph_litert import Places, Signature, convert_graph
+from cabochon_convert.graph_litert import Places, Signature
 from cabochon_convert.litert_torch_parts import VisionAdapterModule, VisionEncoderModule
 from cabochon_convert.matrices import LinearSettings
-from cabochon_convert.matrices_litert import CheckpointMatrix, matrices_of
-from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors
+from cabochon_convert.matrices_litert import CheckpointMatrix
+from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors, write_graph
 
 TOWER, PROJECTOR = "model.vision_tower.", "model.embed_vision."
 _UNSEEN = -1e4
@@ -99,9 +98,7 @@ def build_litert_vision_encoder(
         signatures = [
             Signature(f"vision_{count}", module, _encoder_inputs(count, vision)) for count in vision.soft_token_budgets
         ]
-        graph = convert_graph(signatures, places)
-    matrices = matrices_of(places, checkpoint, settings)
-    fill_places(graph, matrices, path)
+        matrices, _ = write_graph(signatures, places, checkpoint, settings, path)
     return matrices
 
 
@@ -125,9 +122,7 @@ def build_litert_vision_projector(
             Signature(f"vision_adapter_{count}", module, {"soft_tokens": torch.zeros(1, count, place.columns)})
             for count in counts
         ]
-        graph = convert_graph(signatures, places)
-    matrices = matrices_of(places, checkpoint, settings)
-    fill_places(graph, matrices, path)
+        matrices, _ = write_graph(signatures, places, checkpoint, settings, path)
     return matrices
 
 

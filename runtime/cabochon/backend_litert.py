@@ -7,8 +7,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings, Session, choose_capacity, refuse_impossible_run
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, Graph
-from cabochon.package import Package
+from cabochon.package import Package, cache_folder
+from cabochon.quiet import quiet
 from cabochon.vision_model import VisionModel
 
 try:
@@ -187,6 +187,8 @@ class _Run:
         own = {name: model.create_input_buffer_by_name(key, name) for name in inputs if name not in caches}
         self._inputs = own | {name: caches[name] for name in inputs if name in caches}
         self._outputs = {name: caches.get(name) or model.create_output_buffer_by_name(key, name) for name in outputs}
+        logits = model.get_output_tensor_details(key).get("logits")
+        self._vocabulary_size = logits["shape"][-1] if logits else 0
 
     def start(self, embeddings: Float32Array, per_layer: Float32Array, position: int) -> None:
         """Run it; fewer rows than it has are filled up."""
@@ -206,8 +208,7 @@ class _Run:
 
     def logits(self) -> Float32Array:
         """Of a run of one position: [vocabulary]."""
-        size = self._model.get_output_tensor_details(self._key)["logits"]["shape"][-1]
-        logits: Float32Array = self._outputs["logits"].read(size, np.float32)
+        logits: Float32Array = self._outputs["logits"].read(self._vocabulary_size, np.float32)
         return logits
 
     def _see(self, position: int) -> None:
@@ -322,7 +323,8 @@ def _load(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     path = package.path(graph.file)
     cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
     try:
-        with _without_its_words():
+        # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
+        with quiet(2):
             model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
             # The first array that is written makes LiteRT look for accelerators once more.
             key, names = next(iter(model.get_signature_list().items()))
@@ -351,33 +353,14 @@ def _say_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-@contextmanager
-def _without_its_words() -> Iterator[None]:
-    """LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it."""
-    try:
-        saved = os.dup(2)
-    except OSError:  # a process without standard error
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
-
-
 def _weight_cache(package: Package, graph: Graph) -> str:
     """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
 
     XNNPACK itself makes a new one when its kernels are others.
     """
     digest = next(record.sha256 for record in package.manifest.files if record.path == graph.file)
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        folder = Path(base).expanduser() / "cabochon" / "xnnpack"
+        folder = cache_folder() / "xnnpack"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return ""

@@ -19,7 +19,7 @@ from cabochon.arrays import Float32Array, widen_bfloat16
 from cabochon.errors import PackageError
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, RowRegion
 
-_SIGN_BITS = {2: 0xAA, 4: 0x88, 8: 0x80}
+SIGN_BITS = {2: 0xAA, 4: 0x88, 8: 0x80}
 """In a byte, of integers of so many bits."""
 
 
@@ -65,7 +65,7 @@ class EmbeddingRows:
         bits = TABLE_STORAGE_BITS[table.storage]
         if table.signed:
             # Turning the sign bit around adds 2 ** (bits - 1) to a two's complement.
-            packed = packed ^ np.uint8(_SIGN_BITS[bits])
+            packed = packed ^ np.uint8(SIGN_BITS[bits])
         _unpack(packed, bits, out)
         blocks = out.reshape(-1, table.block_size)
         if self._zero_points is None:

@@ -106,9 +106,14 @@ def _check_file(folder: Path, record: FileRecord, remembered: set[str]) -> str:
     return line
 
 
-def _memory_file() -> Path:
+def cache_folder() -> Path:
+    """Where what only saves time is kept; RuntimeError where the user has no home."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "cabochon" / "checked-files.json"
+    return Path(base).expanduser() / "cabochon"
+
+
+def _memory_file() -> Path:
+    return cache_folder() / "checked-files.json"
 
 
 def _remembered_files() -> set[str]:

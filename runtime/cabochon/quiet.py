@@ -9,15 +9,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Within it, standard output and standard error lead nowhere; errors are raised as ever."""
+def quiet(*descriptors: int) -> Iterator[None]:
+    """Within it, standard output (1) or standard error (2) leads nowhere; errors are raised as ever."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.flush()
     saved = []
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
-        for descriptor in (1, 2):
+        for descriptor in descriptors:
             try:
                 saved.append((descriptor, os.dup(descriptor)))
             except OSError:  # a process without this stream
