@@ -84,7 +84,7 @@ def tiny_litert_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_litert_float_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted for LiteRT without rounding."""
     folder = tmp_path_factory.mktemp("packages") / "tiny-litert-float"
-    settings = ConversionSettings(RECIPES["float"], target="litert", context_length=1024)
+    settings = ConversionSettings(RECIPES["float"], target="litert", context_length=1000)
     return convert_checkpoint(TINY, folder, settings).folder
 
 

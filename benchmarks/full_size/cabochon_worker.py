@@ -47,6 +47,17 @@ class Worker:
         self._position = count
         return {"seconds": time.perf_counter() - started}
 
+    def fill(self, count: int) -> dict[str, float]:
+        """See workers.py."""
+        tokens = self._random_tokens(count)
+        started = time.perf_counter()
+        prompt = self._embedder.embed(tokens)
+        for start in range(0, count, LONGEST_RUN):
+            run = slice(start, start + LONGEST_RUN)
+            self._decoder.run(prompt.inputs_embeds[run], prompt.per_layer_inputs[run], start, logits_to_keep=0)
+        self._position = count
+        return {"seconds": time.perf_counter() - started}
+
     def decode(self, count: int) -> dict[str, list[float]]:
         """See workers.py."""
         each = []
@@ -86,6 +97,8 @@ def main() -> None:
         match line.split():
             case ["prefill", count]:
                 print(json.dumps(worker.prefill(int(count))), flush=True)
+            case ["fill", count]:
+                print(json.dumps(worker.fill(int(count))), flush=True)
             case ["decode", count]:
                 print(json.dumps(worker.decode(int(count))), flush=True)
             case ["hear", path, count]:

@@ -1,7 +1,7 @@
 """LiteRT-LM as a worker of measure.py: BUNDLE THREADS CONTEXT.
 
-LiteRT-LM measures itself, and starts anew each time; its cache of weights is kept. `prefill N` only notes the length of
-the prompt, and `decode N` runs both: so the answer to `prefill` comes from a run of its own with one token.
+LiteRT-LM measures itself, and starts anew each time; its cache of weights is kept. `fill N` only notes the length of
+the prompt, and `decode N` runs both: so the answer to `fill` comes from a run of its own with one token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Worker:
         }
         self._prompt = 1
 
-    def prefill(self, count: int) -> dict[str, float]:
+    def fill(self, count: int) -> dict[str, float]:
         """See workers.py."""
         self._prompt = count
         return {"seconds": count / self._run(1).last_prefill_tokens_per_second}
@@ -47,8 +47,8 @@ def main() -> None:
         print(json.dumps({"load_seconds": 0}), flush=True)
         for line in sys.stdin:
             match line.split():
-                case ["prefill", count]:
-                    print(json.dumps(worker.prefill(int(count))), flush=True)
+                case ["fill", count]:
+                    print(json.dumps(worker.fill(int(count))), flush=True)
                 case ["decode", count]:
                     print(json.dumps(worker.decode(int(count))), flush=True)
                 case _:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
-from prepare import CONTEXT_LENGTH, LLAMA_CPP_PYTHON, REPOSITORY, Prepared, bundle_litertlm, prepare
+from prepare import BUNDLE_CONTEXT, CONTEXT_LENGTH, LLAMA_CPP_PYTHON, REPOSITORY, Prepared, bundle_litertlm, prepare
 from results import Results, Series, decoder_bytes, describe_processor, gguf_bytes, write_table
 from workers import Worker
 
@@ -155,7 +155,7 @@ def _say(what: str, series: Series) -> None:
 def _litert_lm_lines(package: Path, bundle: Path, threads: int, arguments: argparse.Namespace) -> str:
     """Our loop and LiteRT-LM's own on the same graphs, in turns."""
     here, prompt, tokens = Path(__file__).parent, 512, 4 * arguments.tokens
-    context = "1024"
+    context = str(BUNDLE_CONTEXT)
     commands = {
         "cabochon": [sys.executable, here / "cabochon_worker.py", package, str(threads), context],
         "LiteRT-LM": [sys.executable, here / "litert_lm_worker.py", bundle, str(threads), context],
@@ -165,7 +165,7 @@ def _litert_lm_lines(package: Path, bundle: Path, threads: int, arguments: argpa
         workers = [stack.enter_context(Worker(name, command)) for name, command in commands.items()]
         for turn in range(arguments.rounds + 1):
             for worker in _turned(workers, turn):
-                seconds, each = worker.prefill(prompt), worker.decode(tokens)
+                seconds, each = worker.fill(prompt), worker.decode(tokens)
                 if turn:  # the first one warms up
                     prefill.add(worker.name, prompt / seconds)
                     decode.add(worker.name, 1 / median(each))
@@ -174,7 +174,10 @@ def _litert_lm_lines(package: Path, bundle: Path, threads: int, arguments: argpa
     lines = [
         f"\n`{bundle.name}`, {bundle.stat().st_size / 1e9:.2f} GB, in LiteRT-LM and its graphs in cabochon's loop:\n"
     ]
-    for title, series in ((f"prefill of {prompt}, positions/s", prefill), (f"decode at {prompt}, tokens/s", decode)):
+    for title, series in (
+        (f"prefill of {prompt} without logits, positions/s", prefill),
+        (f"decode at {prompt}, tokens/s", decode),
+    ):
         ratio = series.ratio(ours, theirs)
         lines.append(f"{title}: {series.median(ours):.1f} against {series.median(theirs):.1f} ({ratio:.2f}×);")
     lines.append(f"peak resident GB: {resident[ours]:.2f} against {resident[theirs]:.2f}.\n")

@@ -21,6 +21,8 @@ REPOSITORY = HERE.parent.parent
 LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 """Its source distribution holds the whole of llama.cpp."""
 CONTEXT_LENGTH = 9216
+BUNDLE_CONTEXT = 2048
+"""One of the lengths that the package has caches for."""
 SAMPLE_RATE = 16_000
 NEEDED_BYTES = 30e9
 
@@ -94,12 +96,11 @@ def _package(folder: Path, checkpoint: Path, name: str) -> Path:
 
 
 def bundle_litertlm(package: Path) -> Path:
-    """The package as one file for LiteRT-LM, made when it is missing, with the caches that cabochon begins with."""
+    """The package as one file for LiteRT-LM, made when it is missing."""
     bundle = package.with_name(f"{package.name}.litertlm")
     if not bundle.exists():
-        _run(
-            [Path(sys.executable).parent / "cabochon-convert", "litertlm", package, bundle, "--context-length", "1024"]
-        )
+        converter = Path(sys.executable).parent / "cabochon-convert"
+        _run([converter, "litertlm", package, bundle, "--context-length", str(BUNDLE_CONTEXT)])
     return bundle
 
 

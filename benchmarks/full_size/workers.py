@@ -1,6 +1,7 @@
 """Programs that are measured against each other: each lives in a process of its own and does what a line asks it.
 
 Commands: `prefill N`, `decode N` and `hear FILE N`, as llama_cpp_worker.cpp describes them; answers are lines of JSON.
+`fill N` is a prefill that leaves out the logits.
 A process is stopped while another one works, so that what spins or tidies up in one does not slow the other.
 """
 
@@ -38,6 +39,11 @@ class Worker:
     def prefill(self, positions: int) -> float:
         """Forget everything and run so many random tokens: seconds."""
         seconds: float = self._ask(f"prefill {positions}")["seconds"]
+        return seconds
+
+    def fill(self, positions: int) -> float:
+        """The same without logits, of workers that can: seconds."""
+        seconds: float = self._ask(f"fill {positions}")["seconds"]
         return seconds
 
     def decode(self, tokens: int) -> list[float]:

@@ -1,7 +1,7 @@
 """The text decoder as a LiteRT graph that Google's LiteRT-LM runs as well.
 
 Signatures are `prefill_N` and `decode`, or, where there are caches of several lengths C, `prefill_N_cache_C` and
-`decode_cache_C`: a step costs what its whole cache costs.
+`decode_cache_C`: a step costs what its whole cache costs, in layers without a sliding window.
 
     embeddings            float32 [1, N, hidden]
     per_layer_embeddings  float32 [1, N, layers, width]
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from cabochon.manifest import KeyValueCache
+from cabochon_convert.attention_litert import WINDOWED_ATTENTION
 from cabochon_convert.cache_lengths import PREFILL_LENGTH
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix
@@ -43,8 +44,6 @@ from cabochon_convert.model_litert import build_model, patched_transformers, rea
 from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import TextConfig
 
-ATTENTION = "lrt_transposed_attention"
-"""litert-torch's, for caches of its layout."""
 LAYERS = "model.language_model."
 
 
@@ -90,7 +89,7 @@ def build_litert_decoder(
         )
     head = EMBEDDING if config.ties_embeddings else HEAD
     with patched_transformers("gemma4"):
-        model = build_model(checkpoint, "text_config", ATTENTION)
+        model = build_model(checkpoint, "text_config", WINDOWED_ATTENTION)
         places = _take_places(model, checkpoint, head)
         cap = config.final_logit_softcap
         signatures = [each for length in cache_lengths for each in _signatures(model, checkpoint.folder, length, cap)]

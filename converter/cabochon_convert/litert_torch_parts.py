@@ -31,11 +31,12 @@ try:
     with warnings.catch_warnings(), quiet(1, 2):
         warnings.simplefilter("ignore")
         from litert_converter.mlir import ir
-        from litert_converter.mlir.dialects import arith
+        from litert_converter.mlir.dialects import arith, stablehlo
         from litert_torch._convert.interface import Converter
         from litert_torch.backend import lowerings
         from litert_torch.backend.lowerings.utils import splat_attr
         from litert_torch.backend.optimization_barrier import optimization_barrier
+        from litert_torch.generative.export_hf.core.attention import transposed_attention
         from litert_torch.generative.export_hf.core.export_lib import patch_builtin_tuple_for_export
         from litert_torch.generative.export_hf.core.exportable_module_config import ExportableModuleConfig, ExportTask
         from litert_torch.generative.export_hf.core.weights_loader import init_params_on_meta
@@ -89,4 +90,6 @@ __all__ = (
     "optimization_barrier",
     "patch_builtin_tuple_for_export",
     "splat_attr",
+    "stablehlo",
+    "transposed_attention",
 )

@@ -149,9 +149,9 @@ def _comparison(report: dict[str, Any]) -> list[str]:
     # The best there is stands a little below the top edge.
     span = max(1.0, 100 - worst)
     y_axis = Axis("same next token in %", 100 - 1.25 * span, 100 + 0.08 * span)
-    points = [Point(row["name"], row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows]
-    divergences = [_bar(row, own, "divergence", "{:.2g}") for row in rows[1:]]
-    sizes = [Bar(row["name"], row["size"], _size(row["size"]), row is not own) for row in rows]
+    points = [Point(_name(row, rows), row["size"] / 1e6, 100 * row["same_top_token"], _kind(row, own)) for row in rows]
+    divergences = [_bar(row, report, "divergence", "{:.2g}") for row in rows[1:]]
+    sizes = [Bar(_name(row, rows), row["size"], _size(row["size"]), row is not own) for row in rows]
     scatter = point_plot(points, x_axis, y_axis)
     plots = [
         figure("size-quality", "Same next token in %, by size", "up and to the left is better", scatter),
@@ -159,8 +159,8 @@ def _comparison(report: dict[str, Any]) -> list[str]:
         figure("size", "Size", "shorter is better", bar_chart(sizes)),
     ]
     if own["word_error_rate"] is not None:
-        rates = [_bar(row, own, "word_error_rate", "{:.2f} %") for row in rows]
-        scores = [_bar(row, own, "chrf", "{:.1f}") for row in rows]
+        rates = [_bar(row, report, "word_error_rate", "{:.2f} %") for row in rows]
+        scores = [_bar(row, report, "chrf", "{:.1f}") for row in rows]
         plots += [
             figure("word-error-rate", "Word error rate", "mean over the tasks, shorter is better", bar_chart(rates)),
             figure("chrf", "chrF", "mean over the tasks, longer is better", bar_chart(scores)),
@@ -174,8 +174,15 @@ def _kind(row: dict[str, Any], own: dict[str, Any]) -> str:
     return "" if row is own else "pale"
 
 
-def _bar(row: dict[str, Any], own: dict[str, Any], key: str, form: str) -> Bar:
-    return Bar(row["name"], row[key], form.format(row[key]), row is not own)
+def _name(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """With its engine where packages of several are compared."""
+    engines = {each["engine"] for each in rows[1:]}
+    return f"{row['name']} ({row['engine']})" if row["engine"] and len(engines) > 1 else row["name"]
+
+
+def _bar(row: dict[str, Any], report: dict[str, Any], key: str, form: str) -> Bar:
+    own = _own_figures(report)
+    return Bar(_name(row, report["compared"]), row[key], form.format(row[key]), row is not own)
 
 
 def _errors(report: dict[str, Any]) -> list[str]:

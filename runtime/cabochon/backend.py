@@ -60,7 +60,7 @@ def choose_capacity(settings: EngineSettings, context_length: int) -> int:
 
 def refuse_impossible_run(position: int, count: int, logits_to_keep: int, capacity: int) -> None:
     """ValueError where a decoder cannot run so many positions from this one on."""
-    if not 0 < logits_to_keep <= count or position < 0 or position + count > capacity:
+    if count < 1 or not 0 <= logits_to_keep <= count or position < 0 or position + count > capacity:
         raise ValueError(f"positions {position} to {position + count} do not fit a cache of {capacity}")
     if count > LONGEST_RUN:
         raise ValueError(f"{count} positions in one run, expected at most {LONGEST_RUN}")
@@ -99,7 +99,7 @@ class Decoder(Protocol):
             per_layer_inputs: [positions, layers * per_layer_input_size], the token-identity part.
             position: of the first row; everything before it is in the cache, anything after it is forgotten. Going back
                 is possible to `earliest_position` and to 0.
-            logits_to_keep: how many of the last positions to give logits for.
+            logits_to_keep: how many of the last positions to give logits for; none cost least.
 
         Returns:
             Raw logits [logits_to_keep, vocabulary], valid until the next run.

@@ -89,15 +89,16 @@ class OnnxDecoder:
             rows = self._sliding.make_room(position, count)
             visible["sliding"] = rows if "sliding" in self._bound_exactly else range(rows.stop)
             self._window_length[()] = len(visible["sliding"])
-        if (count, logits_to_keep) != (self._positions, len(self._logits)):
-            self._bind_positions(count, logits_to_keep)
+        kept = max(logits_to_keep, 1)  # for 0 the graph would give all of them
+        if (count, kept) != (self._positions, len(self._logits)):
+            self._bind_positions(count, kept)
         self._bind_rows(visible)
         self._inputs_embeds[0] = inputs_embeds
         self._per_layer_inputs[0] = per_layer_inputs
         self._total_length[()] = position + count
-        self._logits_to_keep[0] = logits_to_keep
+        self._logits_to_keep[0] = kept
         self._session.run_with_iobinding(self._binding)
-        return self._logits
+        return self._logits[:logits_to_keep]
 
     def _rows_of(self, cache: KeyValueCache) -> int:
         return sliding_capacity(cache.window, self._capacity) if cache.window else self._capacity

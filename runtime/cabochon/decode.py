@@ -24,8 +24,9 @@ def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Fl
         )
     logits = np.zeros((0, 0), np.float32)
     for start in range(0, len(prompt), LONGEST_RUN):
-        chunk = slice(start, start + LONGEST_RUN)
-        logits = decoder.run(prompt.inputs_embeds[chunk], prompt.per_layer_inputs[chunk], position + start)
+        chunk, is_last = slice(start, start + LONGEST_RUN), start + LONGEST_RUN >= len(prompt)
+        inputs = prompt.inputs_embeds[chunk], prompt.per_layer_inputs[chunk]
+        logits = decoder.run(*inputs, position + start, logits_to_keep=int(is_last))
     last: Float32Array = logits[-1]
     return last
 

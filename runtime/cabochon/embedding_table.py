@@ -6,6 +6,7 @@ not mapped: the system maps what lies around a row as well, until most of a tabl
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -21,6 +22,8 @@ from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, RowRegion
 
 SIGN_BITS = {2: 0xAA, 4: 0x88, 8: 0x80}
 """In a byte, of integers of so many bits."""
+_ROWS_AT_ONCE = 32
+"""They and what is computed from them stay in a processor's cache."""
 
 
 class EmbeddingRows:
@@ -39,50 +42,51 @@ class EmbeddingRows:
 
     def look_up(self, tokens: Sequence[int]) -> Float32Array:
         """Scaled rows of some tokens: float32 [len(tokens), columns]."""
-        result = np.empty((len(tokens), self.table.columns), np.float32)
-        for index, token in enumerate(tokens):
+        for token in tokens:
             if not 0 <= token < self.table.rows:
                 raise ValueError(f"token {token} is outside the table of {self.table.rows} rows")
-            self._read_row(token, result[index])
+        result = np.empty((len(tokens), self.table.columns), np.float32)
+        for start in range(0, len(tokens), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self._read_rows(tokens[rows], result[rows])
         return result
 
-    def _read_row(self, token: int, out: Float32Array) -> None:
+    def _read_rows(self, tokens: Sequence[int], out: Float32Array) -> None:
         table = self.table
-        packed = self._values.read(token)
+        packed = self._values.read(tokens)
         if table.storage in ("float32", "float16"):
-            out[:] = packed.view(table.storage)
+            np.multiply(packed.view(table.storage), np.float32(table.row_scale), out=out)
         elif table.storage == "bfloat16":
-            out[:] = widen_bfloat16(packed.view(np.uint16))
+            np.multiply(widen_bfloat16(packed.view(np.uint16)), np.float32(table.row_scale), out=out)
         else:
-            self._dequantize_row(token, packed, out)
-        np.multiply(out, np.float32(table.row_scale), out=out)
+            self._dequantize_rows(tokens, packed, out)
 
-    def _dequantize_row(self, token: int, packed: npt.NDArray[np.uint8], out: Float32Array) -> None:
+    def _dequantize_rows(self, tokens: Sequence[int], packed: npt.NDArray[np.uint8], out: Float32Array) -> None:
         table = self.table
         # EmbeddingTable refuses integer storage without scales.
         assert self._scales is not None
         assert table.scale_storage is not None
         bits = TABLE_STORAGE_BITS[table.storage]
-        if table.signed:
-            # Turning the sign bit around adds 2 ** (bits - 1) to a two's complement.
-            packed = packed ^ np.uint8(SIGN_BITS[bits])
-        _unpack(packed, bits, out)
-        blocks = out.reshape(-1, table.block_size)
-        if self._zero_points is None:
-            np.subtract(blocks, np.float32(1 << (bits - 1)), out=blocks)
-        else:
-            zero_points = np.empty(len(blocks), np.float32)
-            _unpack(self._zero_points.read(token), bits, zero_points)
-            np.subtract(blocks, zero_points[:, None], out=blocks)
-        np.multiply(blocks, self._scales.read(token).view(table.scale_storage)[:, None], out=blocks)
+        # With zero points, which are stored like the values, the middle that is subtracted from both is nothing.
+        np.take(_numbers_of_bytes(bits, table.signed), packed, axis=0, out=out.reshape(*packed.shape, -1), mode="clip")
+        blocks = out.reshape(len(tokens), -1, table.block_size)
+        if self._zero_points is not None:
+            zero_points = _numbers_of_bytes(bits, table.signed)[self._zero_points.read(tokens)]
+            # The last byte may have room for more.
+            np.subtract(blocks, zero_points.reshape(len(tokens), -1)[:, : blocks.shape[1], None], out=blocks)
+        scales = self._scales.read(tokens).view(table.scale_storage) * np.float32(table.row_scale)
+        np.multiply(blocks, scales[..., None], out=blocks)
 
 
-def _unpack(packed: npt.NDArray[np.uint8], bits: int, out: Float32Array) -> None:
-    """Unsigned integers of 2, 4 or 8 bits, the first of a byte in its lowest ones."""
-    per_byte = 8 // bits
-    for place in range(per_byte):
-        values = packed >> (place * bits) & ((1 << bits) - 1)
-        out[place::per_byte] = values[: len(out[place::per_byte])]
+@functools.cache
+def _numbers_of_bytes(bits: int, signed: bool) -> Float32Array:
+    """Integers that share a byte, less the middle of unsigned ones: [256, integers a byte], lowest bits first."""
+    codes = np.arange(256, dtype=np.uint8)[:, None]
+    if signed:
+        # Turning the sign bit around adds 2 ** (bits - 1) to a two's complement.
+        codes = codes ^ np.uint8(SIGN_BITS[bits])
+    places = np.arange(0, 8, bits, dtype=np.uint8)
+    return (codes >> places & (1 << bits) - 1).astype(np.float32) - np.float32(1 << bits - 1)
 
 
 def _value_bytes(table: EmbeddingTable) -> int:
@@ -107,11 +111,14 @@ class _Region:
         weakref.finalize(self, os.close, self._descriptor)
         self._lock = threading.Lock()
 
-    def read(self, row: int) -> npt.NDArray[np.uint8]:
-        """uint8 [row_bytes]"""
+    def read(self, rows: Sequence[int]) -> npt.NDArray[np.uint8]:
+        """uint8 [len(rows), row_bytes]"""
+        contents = np.empty((len(rows), self._row_bytes), np.uint8)
         with self._lock:
-            os.lseek(self._descriptor, self._region.offset + row * self._region.stride, os.SEEK_SET)
-            content = os.read(self._descriptor, self._row_bytes)
-        if len(content) != self._row_bytes:
-            raise PackageError(f"{self._path} was cut while it was in use: convert the checkpoint again.")
-        return np.frombuffer(content, np.uint8)
+            for index, row in enumerate(rows):
+                os.lseek(self._descriptor, self._region.offset + row * self._region.stride, os.SEEK_SET)
+                content = os.read(self._descriptor, self._row_bytes)
+                if len(content) != self._row_bytes:
+                    raise PackageError(f"{self._path} was cut while it was in use: convert the checkpoint again.")
+                contents[index] = np.frombuffer(content, np.uint8)
+        return contents

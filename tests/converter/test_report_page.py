@@ -145,3 +145,14 @@ def test_bars_are_as_long_as_their_values() -> None:
 @pytest.mark.parametrize("values", [[0.0], [1e-7] * 35, [0.1, 0.2]])
 def test_a_curve_has_a_dot_for_every_layer(values: list[float]) -> None:
     assert line_plot(values, "layer", "error").count("<circle") == len(values)
+
+
+def test_packages_of_several_engines_are_told_apart(content: dict[str, Any]) -> None:
+    other = content["compared"][2]
+    words = Page(render_page(content)).words
+    assert not any("onnx)" in word for word in words)
+    other["engine"] = "litert"
+    words = Page(render_page(content)).words
+    assert f"{other['name']} (litert)" in words
+    assert f"{content['compared'][1]['name']} (onnx)" in words
+    assert "checkpoint" in words

@@ -63,12 +63,13 @@ def test_a_prompt_may_be_cut_anywhere(
     position = 0
     while position < POSITIONS:
         count = data.draw(st.integers(1, POSITIONS - position), label="positions")
-        kept = data.draw(st.integers(1, count), label="logits to keep")
+        kept = data.draw(st.integers(0, count), label="logits to keep")
         part = slice(position, position + count)
         logits = session.decoder.run(inputs[0][part], inputs[1][part], position, kept)
         expected = whole[position + count - kept : position + count]
         # float32 sums in another order, relative to the largest logit.
-        assert np.abs(logits - expected).max() <= 2e-5 * np.abs(whole).max()
+        assert logits.shape == expected.shape
+        assert np.abs(logits - expected).max(initial=0) <= 2e-5 * np.abs(whole).max()
         position += count
 
 

@@ -58,7 +58,7 @@ def litert(tiny_litert_float_package: Path) -> Opened:
 @pytest.fixture(scope="module")
 def onnx(tmp_path_factory: pytest.TempPathFactory) -> Opened:
     folder = tmp_path_factory.mktemp("packages") / "tiny"
-    return Opened(convert_checkpoint(TINY, folder, ConversionSettings(RECIPES["float"], context_length=1024)).folder)
+    return Opened(convert_checkpoint(TINY, folder, ConversionSettings(RECIPES["float"], context_length=1000)).folder)
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +121,14 @@ def test_audio_embeddings_are_those_of_transformers_and_onnx_at_any_length(
 
 
 def test_longer_caches_take_over_what_shorter_ones_hold(tiny_litert_package: Path) -> None:
-    # Its caches hold 1024 and 2048 positions.
+    # Its caches hold 512 and 2048 positions.
     moved, straight = Opened(tiny_litert_package), Opened(tiny_litert_package)
     size = moved.package.manifest.text.vocabulary_size
     tokens = [2, *map(int, np.random.default_rng(1).integers(1000, size, 1099))]
-    for start, count in ((0, 500), (500, 500), (1000, 1), (1001, 99)):
+    for start, count in ((0, 300), (300, 200), (500, 1), (501, 500), (1001, 99)):
         step = moved.embedder.embed(tokens[start : start + count])
         found = moved.session.decoder.run(step.inputs_embeds, step.per_layer_inputs, start)[-1]
-    # Going to the longer ones at once, and back from position 1030 in them.
+    # Moving when the shorter ones are full, and going back from position 1030 in the longer ones.
     for start, count in ((0, 512), (512, 512), (1024, 76), (1030, 70)):
         step = straight.embedder.embed(tokens[start : start + count])
         expected = straight.session.decoder.run(step.inputs_embeds, step.per_layer_inputs, start)[-1]

@@ -98,7 +98,7 @@ def steps(draw: st.DrawFn) -> list[tuple[int, int, int]]:
             position = draw(st.integers(0, end - 1))
         room = CONTEXT_LENGTH - position
         count = min(room, draw(st.integers(1, 6) | st.integers(1, CONTEXT_LENGTH)))
-        found.append((position, count, draw(st.sampled_from([1, 1, count]) | st.integers(1, count))))
+        found.append((position, count, draw(st.sampled_from([1, 1, count]) | st.integers(0, count))))
         end = position + count
     return found
 
@@ -182,7 +182,7 @@ def test_a_context_longer_than_the_packages_is_refused(package: Package) -> None
 
 @pytest.mark.parametrize(
     ("position", "count", "logits_to_keep"),
-    [(-1, 1, 1), (CONTEXT_LENGTH, 1, 1), (0, CONTEXT_LENGTH + 1, 1), (0, 0, 0), (0, 2, 0), (0, 2, 3), (9, 2, 1),
+    [(-1, 1, 1), (CONTEXT_LENGTH, 1, 1), (0, CONTEXT_LENGTH + 1, 1), (0, 0, 0), (0, 2, -1), (0, 2, 3), (9, 2, 1),
      (0, LONGEST_RUN + 1, 1)],
 )  # fmt: skip
 def test_runs_that_are_impossible_change_nothing(

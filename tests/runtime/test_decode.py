@@ -28,6 +28,7 @@ class CountingDecoder:
         self.capacity = capacity
         self.earliest_position = 0
         self.runs: list[tuple[int, int]] = []
+        self.logits_given: list[int] = []
 
     def run(
         self, inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
@@ -35,8 +36,9 @@ class CountingDecoder:
         assert len(inputs_embeds) == len(per_layer_inputs)
         assert position + len(inputs_embeds) <= self.capacity
         self.runs.append((position, len(inputs_embeds)))
+        self.logits_given.append(logits_to_keep)
         logits = np.zeros((logits_to_keep, VOCABULARY), np.float32)
-        logits[-1, int(inputs_embeds[-1, 0]) + 1] = 1
+        logits[-1:, int(inputs_embeds[-1, 0]) + 1] = 1
         return logits
 
 
@@ -77,6 +79,7 @@ def test_a_prompt_runs_in_chunks_that_cover_it_once_and_in_order(length: int, po
     ]
     assert max(count for _, count in decoder.runs) <= LONGEST_RUN == 512
     assert len(decoder.runs) == -(-length // LONGEST_RUN)
+    assert decoder.logits_given == [0] * (len(decoder.runs) - 1) + [1]
     assert int(logits.argmax()) == 8
 
 
