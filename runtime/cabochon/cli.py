@@ -1,4 +1,4 @@
-"""The `cabochon` command: transcribe, translate, chat and info. The only module of the runtime that prints."""
+"""The `cabochon` command: transcribe, translate, listen, serve, chat and info. Only the modules cli*.py print."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import io
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 
 import cabochon
-from cabochon.engines import ENGINES
+from cabochon.cli_arguments import add_model_arguments, count, load_model, note_cut, print_answer
+from cabochon.cli_serve import add_serve_command
+from cabochon.cli_speech import add_speech_commands
 from cabochon.errors import CabochonError
 from cabochon.package import Package, open_package
-from cabochon.pipeline import Answer, Model, Statistics, Translation
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
 
@@ -80,27 +79,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    transcribe = commands.add_parser("transcribe", help="write down what is said in a sound file")
-    _add_common(transcribe, _transcribe)
-    transcribe.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
-    transcribe.add_argument("--language", help="spoken language, e.g. English or en (default: the model finds out)")
-    _add_output(transcribe)
-
-    translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
-    _add_common(translate, _translate)
-    translate.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
-    translate.add_argument(
-        "--source", "--from", required=True, metavar="LANGUAGE", help="spoken language, e.g. English"
-    )
-    translate.add_argument("--target", "--to", required=True, metavar="LANGUAGE", help="wanted language, e.g. German")
-    _add_output(translate)
+    add_speech_commands(commands)
+    add_serve_command(commands)
 
     chat = commands.add_parser("chat", help="converse in text")
-    _add_common(chat, _chat)
+    add_model_arguments(chat, _chat)
     chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
     chat.add_argument("--system", help="instruction that precedes the conversation")
     chat.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    chat.add_argument("--seed", type=_count, help="make the sampling repeatable")
+    chat.add_argument("--seed", type=count, help="make the sampling repeatable")
 
     info = commands.add_parser("info", help="show what a package holds")
     info.add_argument("package", help="folder that cabochon-convert wrote")
@@ -110,67 +97,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
-    parser.set_defaults(command=command)
-    parser.add_argument("package", help="folder that cabochon-convert wrote")
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="", help="what runs the graphs (default: what the package was made for)"
-    )
-    parser.add_argument("--threads", type=_count, default=0, help="threads of one operation (default: all processors)")
-    parser.add_argument("--context-length", type=_count, default=0, help="positions to make room for (default: all)")
-    parser.add_argument(
-        "--max-tokens", type=_positive_count, default=1024, help="longest answer (default: %(default)s)"
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    parser.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _positive_count(text: str) -> int:
-    number = _count(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("0 is too little, expected 1 or more")
-    return number
-
-
-def _transcribe(arguments: argparse.Namespace) -> None:
-    model, load_seconds = _load(arguments)
-    answer = model.transcribe(arguments.sound, arguments.language, arguments.max_tokens)
-    _show(answer, arguments, load_seconds, lambda: {"transcript": answer.text.strip()})
-
-
-def _translate(arguments: argparse.Namespace) -> None:
-    model, load_seconds = _load(arguments)
-    answer = model.translate(
-        arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
-    )
-    _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
-    if answer.statistics.complete and not answer.translation:
-        print("note: the model did not translate: it may not know the languages.", file=sys.stderr)
-
-
-def _translation_facts(answer: Translation) -> dict[str, object]:
-    return {"transcript": answer.transcript, "translation": answer.translation}
-
-
 def _chat(arguments: argparse.Namespace) -> None:
-    model, _ = _load(arguments)
+    model, _ = load_model(arguments)
     sampling = model.package.manifest.sampling
     settings = SamplingSettings() if arguments.greedy else SamplingSettings.of_checkpoint(sampling, arguments.seed)
     messages = [Message("system", arguments.system)] if arguments.system else []
     for question in _questions(arguments.prompt):
         messages.append(Message("user", question))
         answer = model.chat(messages, settings, arguments.max_tokens)
-        _stream(answer)
-        _note_cut(answer)
+        print_answer(answer)
+        note_cut(answer)
         messages.append(Message("assistant", answer.text))
 
 
@@ -228,57 +164,3 @@ def _facts(package: Package) -> dict[str, object]:
         "files": len(manifest.files),
         "size_bytes": package.size,
     }
-
-
-def _load(arguments: argparse.Namespace) -> tuple[Model, float]:
-    started = time.perf_counter()
-    model = cabochon.load(
-        arguments.package,
-        engine=arguments.engine,
-        threads=arguments.threads,
-        context_length=arguments.context_length,
-    )
-    return model, time.perf_counter() - started
-
-
-def _show(
-    answer: Answer, arguments: argparse.Namespace, load_seconds: float, facts: Callable[[], dict[str, object]]
-) -> None:
-    if answer.note:
-        print(f"note: {answer.note}", file=sys.stderr)
-    if arguments.json:
-        answer.finish()
-        statistics = asdict(answer.statistics) | {
-            "load_seconds": load_seconds,
-            "real_time_factor": answer.statistics.real_time_factor,
-            "tokens_per_second": answer.statistics.tokens_per_second,
-        }
-        print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
-    else:
-        _stream(answer)
-    _note_cut(answer)
-    if arguments.statistics:
-        _print_statistics(answer.statistics, load_seconds)
-
-
-def _note_cut(answer: Answer) -> None:
-    if not answer.statistics.complete:
-        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
-
-
-def _stream(answer: Answer) -> None:
-    for piece in answer:
-        print(piece, end="", flush=True)
-    print(flush=True)
-
-
-def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
-    lines = {
-        "load": f"{load_seconds:.2f} s",
-        "audio": f"{statistics.audio_seconds:.2f} s, encoded in {statistics.encode_seconds:.3f} s",
-        "prompt": f"{statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s",
-        "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
-        "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
-    }
-    for name, value in lines.items():
-        print(f"{name:7} {value}", file=sys.stderr)

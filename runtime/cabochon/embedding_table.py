@@ -74,8 +74,9 @@ class EmbeddingRows:
             zero_points = _numbers_of_bytes(bits, table.signed)[self._zero_points.read(tokens)]
             # The last byte may have room for more.
             np.subtract(blocks, zero_points.reshape(len(tokens), -1)[:, : blocks.shape[1], None], out=blocks)
-        scales = self._scales.read(tokens).view(table.scale_storage) * np.float32(table.row_scale)
-        np.multiply(blocks, scales[..., None], out=blocks)
+        np.multiply(blocks, self._scales.read(tokens).view(table.scale_storage)[..., None], out=blocks)
+        # Not both at once: every bit is to be as in the reference.
+        np.multiply(out, np.float32(table.row_scale), out=out)
 
 
 @functools.cache

@@ -82,7 +82,10 @@ def replace_text(path: Path, text: str) -> None:
     """Write a text file whole: whoever reads meanwhile finds the old one or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8")
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

@@ -151,13 +151,24 @@ class Model:
         return Translation(answer, prompts, target)
 
     def chat(
-        self, messages: Sequence[Message], settings: SamplingSettings | None = None, max_tokens: int = 1024
+        self,
+        messages: Sequence[Message],
+        settings: SamplingSettings | None = None,
+        max_tokens: int = 1024,
+        sound: SoundSource | None = None,
     ) -> Answer:
-        """Continue a conversation; without settings, with the checkpoint's own sampling."""
-        if any(message.has_audio for message in messages):
-            raise RequestError("chat takes no sound: use transcribe or translate.")
+        """Continue a conversation; without settings, with the checkpoint's own sampling.
+
+        Args:
+            sound: what the one message with `has_audio` holds.
+        """
+        places = sum(message.has_audio for message in messages)
+        if places != (sound is not None):
+            raise RequestError(
+                f"{places} messages have a sound and {int(sound is not None)} was given: expected one of each, or none."
+            )
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
-        return self._answer(messages, None, settings, max_tokens)
+        return self._answer(messages, None if sound is None else self._hear(sound), settings, max_tokens)
 
     def _answer(
         self, messages: Sequence[Message], clip: Sound | None, settings: SamplingSettings, max_tokens: int
@@ -178,7 +189,7 @@ class Model:
         return Answer(self._pieces(prompt, settings, max_tokens, statistics), statistics, note)
 
     def _hear(self, sound: SoundSource) -> Sound:
-        audio = self._audio_model()
+        audio = self.audio_model
         if isinstance(sound, str | os.PathLike):
             return read_sound(sound, audio.sample_rate, audio.max_samples)
         if not isinstance(sound, np.ndarray):
@@ -195,13 +206,19 @@ class Model:
     def _encode(self, clip: Sound) -> Float32Array:
         """wav → frames → audio encoder: embeddings [tokens, hidden]."""
         encoder = self._session.audio_encoder
-        frames = self._audio_model().make_frames(clip.waveform)
+        frames = self.audio_model.make_frames(clip.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {clip.seconds * 1000:.0f} ms, too short to hold speech.")
-        assert encoder is not None  # a manifest with audio but without encoder is refused by _audio_model
+        assert encoder is not None  # a manifest with audio but without encoder is refused by audio_model
         return encoder.encode(frames)
 
-    def _audio_model(self) -> AudioModel:
+    @property
+    def audio_model(self) -> AudioModel:
+        """What the model hears.
+
+        Raises:
+            RequestError: it has no audio encoder.
+        """
         audio = self.package.manifest.audio
         if audio is None or self._session.audio_encoder is None:
             raise RequestError(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +16,7 @@ from cabochon.errors import AudioError, missing_dependency
 
 # Lengths from here on are placeholders: espeak-ng writes 0x7ffff000, sox and ffmpeg 0x7fffffff or 0xffffffff.
 STREAMED_LENGTH = 0x7FFF_0000
+_BLOCK_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,59 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int)
     Raises:
         AudioError: the file is missing, empty, not a sound, damaged or too long.
     """
+    with _opened(path) as file:
+        _check_length(Path(path), file.frames, file.samplerate, sample_rate, max_samples)
+        channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
+        note = _note(Path(path), file.samplerate, sample_rate, file.channels, file.subtype)
+        mono = _mix_down(Path(path), channels)
+        if len(mono) == 0:
+            raise AudioError(f"{path} holds no samples: expected speech.")
+        return Sound(np.clip(resample(mono, file.samplerate, sample_rate), -1.0, 1.0), sample_rate, note)
+
+
+class SoundFile:
+    """A sound of any length, read a few seconds at a time."""
+
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int) -> None:
+        """Look at a file.
+
+        Args:
+            path: see `read_sound`.
+            sample_rate: samples per second wanted.
+
+        Raises:
+            AudioError: see `read_sound`; length does not matter.
+        """
+        self.path = Path(path)
+        self._sample_rate = sample_rate
+        with _opened(path) as file:
+            _check_rate(self.path, file.samplerate)
+            self.seconds: float = file.frames / file.samplerate
+            self.note = _note(self.path, file.samplerate, sample_rate, file.channels, file.subtype)
+            if file.frames == 0:
+                raise AudioError(f"{path} holds no samples: expected speech.")
+
+    def blocks(self, start: int = 0) -> Iterator[Float32Array]:
+        """Its mono waveform from a sample on, counted at the wanted rate: float32 [samples], some seconds each."""
+        with _opened(self.path) as file:
+            file.seek(min(file.frames, round(start * file.samplerate / self._sample_rate)))
+            change = _rate_change(file.samplerate, self._sample_rate)
+            while len(channels := file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
+                yield np.clip(change(_mix_down(self.path, channels), False), -1.0, 1.0)
+            yield np.clip(change(np.zeros(0, np.float32), True), -1.0, 1.0)
+
+
+def _rate_change(found_rate: int, wanted_rate: int) -> Callable[[Float32Array, bool], Float32Array]:
+    """Takes the next samples, and whether they are the last ones."""
+    if found_rate == wanted_rate:
+        return lambda samples, _: samples.astype(np.float32)
+    stream = _soxr().ResampleStream(found_rate, wanted_rate, 1, dtype="float32", quality="HQ")
+    return lambda samples, is_last: stream.resample_chunk(samples.astype(np.float32), last=is_last)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A file that libsndfile has opened; whatever it says about it becomes one sentence."""
     try:
         import soundfile
     except ImportError:
@@ -50,37 +107,40 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int)
     if not file_path.is_file():
         what = "is not a file" if file_path.exists() else "does not exist"
         raise AudioError(f"{file_path} {what}: expected a sound file such as a WAV.")
-    if file_path.stat().st_size == 0:
-        raise AudioError(f"{file_path} is empty (0 bytes): expected a sound file such as a WAV.")
     try:
+        if file_path.stat().st_size == 0:
+            raise AudioError(f"{file_path} is empty (0 bytes): expected a sound file such as a WAV.")
         _refuse_cut_off(file_path)
         with soundfile.SoundFile(file_path) as file:
-            _check_length(file_path, file.frames, file.samplerate, sample_rate, max_samples)
-            channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
-            found_rate, encoding = file.samplerate, file.subtype
+            yield file
     # soundfile raises TypeError for a headerless .raw file.
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{file_path} cannot be read as sound ({_first_line(error)}).") from None
-    if len(channels) == 0:
-        raise AudioError(f"{file_path} holds no samples: expected speech.")
+
+
+def _mix_down(path: Path, channels: Float32Array) -> Float32Array:
+    """[samples, channels] to [samples] in [-1, 1]."""
     if not np.isfinite(channels).all():
-        raise AudioError(f"{file_path} holds samples that are not finite numbers: save it again as 16-bit WAV.")
-    # Before, because samples near float32's end would overflow; after, because the filter overshoots.
-    mono = np.clip(channels, -1.0, 1.0).mean(axis=1)
-    waveform = np.clip(resample(mono, found_rate, sample_rate), -1.0, 1.0)
-    return Sound(waveform, sample_rate, _note(file_path, found_rate, sample_rate, channels.shape[1], encoding))
+        raise AudioError(f"{path} holds samples that are not finite numbers: save it again as 16-bit WAV.")
+    # Before, because samples near float32's end would overflow; callers do so after resampling, which overshoots.
+    mono: Float32Array = np.clip(channels, -1.0, 1.0).mean(axis=1)
+    return mono
 
 
 def resample(waveform: Float32Array, found_rate: int, wanted_rate: int) -> Float32Array:
     """Change the sample rate with soxr's high-quality filter; [samples] to [samples * wanted / found]."""
     if found_rate == wanted_rate:
         return waveform.astype(np.float32)
+    resampled: Float32Array = _soxr().resample(waveform, found_rate, wanted_rate, quality="HQ").astype(np.float32)
+    return resampled
+
+
+def _soxr() -> Any:
     try:
         import soxr
     except ImportError:
         raise missing_dependency("soxr", "onnx") from None
-    resampled: Float32Array = soxr.resample(waveform, found_rate, wanted_rate, quality="HQ").astype(np.float32)
-    return resampled
+    return soxr
 
 
 def _refuse_cut_off(path: Path) -> None:
@@ -102,12 +162,16 @@ def _refuse_cut_off(path: Path) -> None:
 
 
 def _check_length(path: Path, frames: int, found_rate: int, wanted_rate: int, max_samples: int) -> None:
-    if found_rate <= 0:
-        raise AudioError(f"{path} states a sample rate of {found_rate} Hz, which cannot be.")
+    _check_rate(path, found_rate)
     seconds = frames / found_rate
     if seconds * wanted_rate > max_samples:
         limit = max_samples / wanted_rate
         raise AudioError(f"{path} lasts {seconds:.0f} s, but the model takes at most {limit:.0f} s: cut it into parts.")
+
+
+def _check_rate(path: Path, found_rate: int) -> None:
+    if found_rate <= 0:
+        raise AudioError(f"{path} states a sample rate of {found_rate} Hz, which cannot be.")
 
 
 def _note(path: Path, found_rate: int, wanted_rate: int, channel_count: int, encoding: str) -> str:

@@ -169,7 +169,7 @@ def test_a_translation_into_the_same_language_is_refused(random_package: Path) -
 def test_an_unknown_role_and_a_sound_in_a_chat_are_refused(random_package: Path) -> None:
     with refused(cabochon.RequestError, "tool"):
         cabochon.Message("tool", "hello")
-    with refused(cabochon.RequestError, "transcribe"):
+    with refused(cabochon.RequestError, "1 messages have a sound and 0 was given"):
         cabochon.load(random_package).chat([cabochon.Message("user", "hello", has_audio=True)])
 
 

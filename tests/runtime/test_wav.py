@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from cabochon.errors import AudioError
-from cabochon.wav import Sound, read_sound
+from cabochon.wav import Sound, SoundFile, read_sound
 
 RATE = 16_000
 MAX_SAMPLES = 30 * RATE
@@ -202,3 +202,33 @@ def _read_or_refuse(path: Path, content: bytes) -> None:
         return
     assert np.isfinite(waveform).all()
     assert np.abs(waveform).max(initial=0) <= 1
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (8_000, 1)])
+def test_blocks_of_a_long_file_are_what_reading_it_at_once_gives(tmp_path: Path, rate: int, channels: int) -> None:
+    path = tmp_path / "long.wav"
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (25 * rate, channels))
+    soundfile.write(path, samples, rate)
+    whole, file = read(path), SoundFile(path, RATE)
+    blocks = list(file.blocks())
+    assert max(map(len, blocks)) <= 11 * RATE
+    assert (file.seconds, file.note) == (25, whole.note)
+    waveform = np.concatenate(blocks)
+    assert waveform.dtype == np.float32
+    assert len(waveform) == len(whole.waveform)
+    # soxr's own difference between a stream and a whole.
+    assert np.abs(waveform - whole.waveform).max() < 1e-4
+
+
+def test_blocks_can_begin_later(tmp_path: Path) -> None:
+    path = write_sine(tmp_path / "tone.wav", RATE, "FLOAT")
+    whole = np.concatenate(list(SoundFile(path, RATE).blocks()))
+    assert np.array_equal(np.concatenate(list(SoundFile(path, RATE).blocks(4321))), whole[4321:])
+    assert sum(map(len, SoundFile(path, RATE).blocks(10**9))) == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a sound", wav_header(0)])
+def test_a_long_file_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.wav").write_bytes(content)
+    with refused(AudioError, "bad.wav"):
+        SoundFile(tmp_path / "bad.wav", RATE)

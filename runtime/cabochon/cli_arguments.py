@@ -1,0 +1,76 @@
+"""What several commands take, and how a model is loaded for them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import cabochon
+from cabochon.engines import ENGINES
+from cabochon.pipeline import Answer, Model
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
+    """The package, how it is run, and the function that runs the command."""
+    parser.set_defaults(command=command)
+    parser.add_argument("package", help="folder that cabochon-convert wrote")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="", help="what runs the graphs (default: what the package was made for)"
+    )
+    parser.add_argument("--threads", type=count, default=0, help="threads of one operation (default: all processors)")
+    parser.add_argument("--context-length", type=count, default=0, help="positions to make room for (default: all)")
+    parser.add_argument("--max-tokens", type=positive_count, default=1024, help="longest answer (default: %(default)s)")
+
+
+def count(text: str) -> int:
+    """A whole number, 0 included."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def positive_count(text: str) -> int:
+    """A whole number from 1 on."""
+    number = count(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("0 is too little, expected 1 or more")
+    return number
+
+
+def seconds(text: str) -> float:
+    """A finite number that is not negative."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return number
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
+    """The model, and how many seconds it took."""
+    started = time.perf_counter()
+    model = cabochon.load(
+        arguments.package,
+        engine=arguments.engine,
+        threads=arguments.threads,
+        context_length=arguments.context_length,
+    )
+    return model, time.perf_counter() - started
+
+
+def note_cut(answer: Answer) -> None:
+    """Say so where an answer was cut."""
+    if not answer.statistics.complete:
+        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
+
+
+def print_answer(answer: Answer) -> None:
+    """Print an answer as it comes."""
+    for piece in answer:
+        print(piece, end="", flush=True)
+    print(flush=True)

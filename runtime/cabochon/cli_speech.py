@@ -1,0 +1,346 @@
+"""The commands that hear: transcribe, translate and listen. Like cli.py, it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cabochon
+from cabochon.arrays import Float32Array
+from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer, seconds
+from cabochon.errors import AudioError, RequestError, missing_dependency
+from cabochon.live_speech import Confirmed, Lost, Pending, listen
+from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
+from cabochon.manifest import MANIFEST_NAME
+from cabochon.microphone import FileSource, Recording, open_microphone
+from cabochon.package import hash_file, replace_text
+from cabochon.pipeline import Answer, Model, Statistics, Translation
+from cabochon.prompt import transcription_instruction, translation_instruction
+from cabochon.segmentation import Segmentation, Segmenter
+from cabochon.transcript import FORMATS, clock, transcript_format
+from cabochon.unfinished import Unfinished
+from cabochon.voice_activity import SileroDetector
+from cabochon.wav import SoundFile
+
+
+def add_speech_commands(commands: Any) -> None:
+    """Args: commands: argparse's subparsers."""
+    transcribe = commands.add_parser("transcribe", help="write down what is said in a sound file")
+    add_model_arguments(transcribe, _transcribe)
+    transcribe.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
+    transcribe.add_argument("--language", help="spoken language, e.g. English or en (default: the model finds out)")
+    _add_length(transcribe)
+    _add_output(transcribe)
+
+    translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
+    add_model_arguments(translate, _translate)
+    translate.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
+    translate.add_argument(
+        "--source", "--from", required=True, metavar="LANGUAGE", help="spoken language, e.g. English"
+    )
+    translate.add_argument("--target", "--to", required=True, metavar="LANGUAGE", help="wanted language, e.g. German")
+    _add_length(translate)
+    _add_output(translate)
+
+    live = commands.add_parser("listen", help="write down what is said into the microphone, and translate it")
+    add_model_arguments(live, _listen)
+    live.add_argument("--source", "--from", metavar="LANGUAGE", help="spoken language (needed to translate)")
+    live.add_argument("--target", "--to", metavar="LANGUAGE", help="translate into this language")
+    live.add_argument("--device", metavar="NAME", help="microphone (default: the system's)")
+    live.add_argument("--input", type=Path, metavar="FILE", help="hear a sound file at its own pace instead")
+    live.add_argument(
+        "--speak", metavar="COMMAND",
+        help="say each answer with a command that reads text, e.g. 'espeak-ng -v de --stdin'",
+    )  # fmt: skip
+    live.add_argument("--no-guesses", action="store_true", help="show nothing before a part has ended")
+    live.add_argument("--json", action="store_true", help="print a JSON object for each part")
+    _add_segmentation(live)
+
+
+def _add_length(parser: argparse.ArgumentParser) -> None:
+    _add_segmentation(parser)
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE",
+        help=f"write a file ({', '.join(FORMATS)}); when it was interrupted, the same command goes on",
+    )  # fmt: skip
+    parser.add_argument("--replace", action="store_true", help="overwrite the output if it exists")
+
+
+def _add_segmentation(parser: argparse.ArgumentParser) -> None:
+    defaults = Segmentation()
+    parser.add_argument(
+        "--pause", type=seconds, default=defaults.pause, metavar="SECONDS",
+        help="silence at which a long sound is cut (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--longest", type=seconds, default=defaults.longest, metavar="SECONDS",
+        help="longest part of a long sound (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    parser.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
+
+
+def _transcribe(arguments: argparse.Namespace) -> None:
+    _check_output(arguments)
+    model, load_seconds = load_model(arguments)
+    if _is_long(arguments, model):
+        _go_through(
+            partial(transcribe_long, model, arguments.sound, arguments.language), model, arguments, load_seconds
+        )
+        return
+    answer = model.transcribe(arguments.sound, arguments.language, arguments.max_tokens)
+    _show(answer, arguments, load_seconds, lambda: {"transcript": answer.text.strip()})
+
+
+def _translate(arguments: argparse.Namespace) -> None:
+    _check_output(arguments)
+    model, load_seconds = load_model(arguments)
+    if _is_long(arguments, model):
+        understand = partial(translate_long, model, arguments.sound, source=arguments.source, target=arguments.target)
+        _go_through(understand, model, arguments, load_seconds)
+        return
+    answer = model.translate(
+        arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
+    )
+    _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
+    if answer.statistics.complete and not answer.translation:
+        print("note: the model did not translate: it may not know the languages.", file=sys.stderr)
+
+
+def _translation_facts(answer: Translation) -> dict[str, object]:
+    return {"transcript": answer.transcript, "translation": answer.translation}
+
+
+def _listen(arguments: argparse.Namespace) -> None:
+    speaker = shlex.split(arguments.speak) if arguments.speak else []
+    if speaker and shutil.which(speaker[0]) is None:
+        raise RequestError(f"{speaker[0]} is not a command that can be found: install it, or leave --speak out.")
+    segmentation = Segmentation(pause=arguments.pause, longest=arguments.longest)
+    model, _ = load_model(arguments)
+    audio, hear = model.audio_model, _hearing(model, arguments)
+    rate = audio.sample_rate
+    segmenter = Segmenter(SileroDetector(rate), rate, audio.max_samples, segmentation)
+    source = FileSource(arguments.input, rate) if arguments.input else open_microphone(rate, arguments.device)
+    shows_guesses = sys.stdout.isatty() and not arguments.json
+    with Recording(source, rate) as recording, _stopped_by_interrupt(recording):
+        print("note: listening; Ctrl-C ends it.", file=sys.stderr)
+        guess = shows_guesses and not arguments.no_guesses
+        for event in listen(recording, segmenter, hear, rate, guess=guess):
+            if isinstance(event, Lost):
+                print(f"note: {event.seconds:.1f} s were not heard: the model is too slow.", file=sys.stderr)
+            elif isinstance(event, Pending):
+                if shows_guesses:
+                    _show_pending(event.text)
+            else:
+                _show_confirmed(event, arguments, shows_guesses=shows_guesses)
+                if speaker:
+                    with recording.muted():
+                        _speak(speaker, event.part.translation or event.part.transcript)
+        if recording.failure:
+            raise AudioError(f"{recording.failure}: choose another microphone with --device.")
+
+
+def _hearing(model: Model, arguments: argparse.Namespace) -> Callable[[Float32Array], Answer]:
+    """What to ask about each part; languages are refused before anybody speaks."""
+    prompts, source, target, most = (
+        model.package.manifest.prompts, arguments.source, arguments.target, arguments.max_tokens
+    )  # fmt: skip
+    if target is None:
+        transcription_instruction(prompts, source)
+        return lambda waveform: model.transcribe(waveform, source, most)
+    if source is None:
+        raise RequestError("to translate, the model has to know the spoken language: add --from.")
+    translation_instruction(prompts, source, target)
+    return lambda waveform: model.translate(waveform, source=source, target=target, max_tokens=most)
+
+
+@contextmanager
+def _stopped_by_interrupt(recording: Recording) -> Iterator[None]:
+    """The first Ctrl-C ends the recording, so that what was said is still answered; the second ends the program."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        # Elsewhere, because what it waits for may be waiting for what was interrupted here.
+        threading.Thread(target=recording.stop).start()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _show_pending(text: str) -> None:
+    """On one line, whose end is what matters, to be written over."""
+    line = " ".join(text.split())
+    print(f"\r\x1b[2K\x1b[2m{line[-(shutil.get_terminal_size().columns - 1) :]}\x1b[0m", end="", flush=True)
+
+
+def _show_confirmed(event: Confirmed, arguments: argparse.Namespace, *, shows_guesses: bool) -> None:
+    if shows_guesses:
+        print("\r\x1b[2K", end="")
+    if arguments.json:
+        print(json.dumps(asdict(event.part) | {"delay": event.delay}, ensure_ascii=False), flush=True)
+        return
+    for line in (event.part.transcript, event.part.translation):
+        if line:
+            print(line, flush=True)
+
+
+def _speak(command: Sequence[str], text: str) -> None:
+    outcome = subprocess.run(command, input=text, text=True, stdout=subprocess.DEVNULL, check=False)
+    if outcome.returncode:
+        print(f"note: {command[0]} ended with status {outcome.returncode}.", file=sys.stderr)
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Before the minutes that a long sound takes."""
+    output: Path | None = arguments.output
+    if output is None:
+        return
+    transcript_format(output)
+    if output.exists() and not arguments.replace:
+        raise RequestError(f"{output} exists already: choose another name, or add --replace.")
+    if not output.absolute().parent.is_dir():
+        raise RequestError(f"{output} cannot be written, because its folder does not exist: make it first.")
+
+
+def _is_long(arguments: argparse.Namespace, model: Model) -> bool:
+    audio = model.audio_model
+    seconds = SoundFile(arguments.sound, audio.sample_rate).seconds
+    return arguments.output is not None or seconds * audio.sample_rate > audio.max_samples
+
+
+def _go_through(
+    understand: Callable[..., LongSpeech], model: Model, arguments: argparse.Namespace, load_seconds: float
+) -> None:
+    """A long sound, part by part: to a file, or to the screen."""
+    segmentation = Segmentation(pause=arguments.pause, longest=arguments.longest)
+    kept = None
+    if arguments.output is not None:
+        kept = Unfinished(arguments.output, _work(model, arguments, segmentation))
+    parts = list(kept.parts) if kept else []
+    start = parts[-1].end if parts else 0.0
+    speech = understand(segmentation=segmentation, start=start, max_tokens=arguments.max_tokens)
+    for note in (speech.note, f"going on at {clock(start, '.')}." if parts else ""):
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+    started = time.perf_counter()
+    try:
+        with _bar(speech.seconds, start, is_shown=kept is not None) as bar:
+            for part in speech:
+                bar.update(part.end - bar.n)
+                parts.append(part)
+                if kept:
+                    kept.add(part)
+                elif not arguments.json:
+                    _print_part(part)
+    except KeyboardInterrupt:
+        if kept:
+            print(f"note: interrupted at {clock(bar.n, '.')}: the same command goes on from there.", file=sys.stderr)
+        raise
+    if kept:
+        _write(arguments.output, transcript_format(arguments.output)(parts))
+        kept.forget()
+    if arguments.json:
+        print(json.dumps({"parts": [asdict(part) for part in parts]}, ensure_ascii=False))
+    _note_parts(parts, arguments)
+    if arguments.statistics:
+        spent, heard = time.perf_counter() - started, speech.seconds - start
+        print(f"load    {load_seconds:.2f} s", file=sys.stderr)
+        print(f"audio   {heard:.1f} s in {spent:.1f} s, real-time factor {spent / heard:.3f}", file=sys.stderr)
+
+
+def _print_part(part: SpokenPart) -> None:
+    times = f"[{clock(part.start, '.')} - {clock(part.end, '.')}] "
+    print(f"{times}{part.transcript}", flush=True)
+    if part.translation:
+        print(f"{' ' * len(times)}{part.translation}", flush=True)
+
+
+def _work(model: Model, arguments: argparse.Namespace, segmentation: Segmentation) -> dict[str, object]:
+    """What decides about the parts of a long sound."""
+    languages = [getattr(arguments, name, None) for name in ("language", "source", "target")]
+    return {
+        "sound": hash_file(Path(arguments.sound)),
+        "package": hash_file(model.package.path(MANIFEST_NAME)),
+        "languages": languages,
+        "segmentation": asdict(segmentation),
+        "max_tokens": arguments.max_tokens,
+        "version": cabochon.__version__,
+    }
+
+
+def _bar(total: float, start: float, *, is_shown: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        raise missing_dependency("tqdm", "onnx") from None
+    # disable=None: no bar where standard error is not a terminal.
+    return tqdm(total=total, initial=start, unit="s", unit_scale=True, disable=None if is_shown else True)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def _note_parts(parts: Sequence[SpokenPart], arguments: argparse.Namespace) -> None:
+    if not parts:
+        print("note: nobody speaks in the sound.", file=sys.stderr)
+    cut = sum(not part.complete for part in parts)
+    if cut:
+        print(f"note: {cut} answers were cut after {arguments.max_tokens} tokens.", file=sys.stderr)
+    untranslated = sum(part.complete and not part.translation for part in parts)
+    if untranslated and getattr(arguments, "target", None):
+        print(f"note: {untranslated} of {len(parts)} parts were not translated.", file=sys.stderr)
+
+
+def _show(
+    answer: Answer, arguments: argparse.Namespace, load_seconds: float, facts: Callable[[], dict[str, object]]
+) -> None:
+    if answer.note:
+        print(f"note: {answer.note}", file=sys.stderr)
+    if arguments.json:
+        answer.finish()
+        statistics = asdict(answer.statistics) | {
+            "load_seconds": load_seconds,
+            "real_time_factor": answer.statistics.real_time_factor,
+            "tokens_per_second": answer.statistics.tokens_per_second,
+        }
+        print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
+    else:
+        print_answer(answer)
+    note_cut(answer)
+    if arguments.statistics:
+        _print_statistics(answer.statistics, load_seconds)
+
+
+def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
+    lines = {
+        "load": f"{load_seconds:.2f} s",
+        "audio": f"{statistics.audio_seconds:.2f} s, encoded in {statistics.encode_seconds:.3f} s",
+        "prompt": f"{statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s",
+        "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
+        "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
+    }
+    for name, value in lines.items():
+        print(f"{name:7} {value}", file=sys.stderr)

@@ -1,0 +1,119 @@
+"""One model for many requests: they wait in a line of bounded length, and one is answered at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class BusyError(Exception):
+    """As many requests wait as may."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: BaseException
+
+
+_END = object()
+
+
+class ModelQueue:
+    """Runs work on a model in a thread of its own, which nothing else uses."""
+
+    def __init__(self, longest: int, time_limit: float) -> None:
+        """Args: longest: requests that may wait or be answered; time_limit: seconds for one, waiting included."""
+        self._longest = longest
+        self._time_limit = time_limit
+        self._admitted = 0
+        self._thread = ThreadPoolExecutor(1, "model")
+
+    @property
+    def admitted(self) -> int:
+        """Requests that wait or are being answered."""
+        return self._admitted
+
+    def submit(self, make: Callable[[], Iterator[Item]]) -> Job[Item]:
+        """Take work on; its items can then be iterated over.
+
+        Args:
+            make: begins the work, in the model's thread.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        if self._admitted >= self._longest:
+            raise BusyError
+        self._admitted += 1
+        return Job(self._thread, make, self._time_limit, self._release)
+
+    def close(self) -> None:
+        """Wait for the work that is being done; drop what waits."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _release(self) -> None:
+        self._admitted -= 1
+
+
+class Job(Generic[Item]):
+    """Work that was taken on. Iterate over it once, or close it."""
+
+    def __init__(
+        self,
+        thread: ThreadPoolExecutor,
+        make: Callable[[], Iterator[Item]],
+        time_limit: float,
+        done: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._cancelled = threading.Event()
+        self._deadline = self._loop.time() + time_limit
+        future = thread.submit(self._work, make)
+        future.add_done_callback(lambda _: self._call(done))
+
+    def __aiter__(self) -> AsyncIterator[Item]:
+        return self._iterate()
+
+    async def all(self) -> list[Item]:
+        """Wait for all items."""
+        return [item async for item in self]
+
+    def cancel(self) -> None:
+        """Nobody waits any more: stop at the next item."""
+        self._cancelled.set()
+
+    async def _iterate(self) -> AsyncIterator[Item]:
+        try:
+            while True:
+                item = await asyncio.wait_for(self._items.get(), self._deadline - self._loop.time())
+                if item is _END:
+                    return
+                if isinstance(item, _Failure):
+                    raise item.error
+                yield item
+        finally:
+            self.cancel()
+
+    def _work(self, make: Callable[[], Iterator[Item]]) -> None:
+        try:
+            if not self._cancelled.is_set():
+                for item in make():
+                    if self._cancelled.is_set():
+                        return
+                    self._call(self._items.put_nowait, item)
+        except BaseException as error:  # whatever it is belongs to whoever waits for the answer
+            self._call(self._items.put_nowait, _Failure(error))
+        finally:
+            self._call(self._items.put_nowait, _END)
+
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        """In the thread of the event loop, unless that has ended."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, *arguments)

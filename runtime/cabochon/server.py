@@ -1,0 +1,359 @@
+"""An HTTP server with OpenAI's shapes: speech and chat for whatever speaks that protocol, on one model."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cabochon.errors import AudioError, CabochonError, RequestError, missing_dependency
+from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
+from cabochon.model_queue import BusyError, Job, ModelQueue
+from cabochon.pipeline import Model
+from cabochon.sampling import SamplingSettings
+from cabochon.transcript import format_srt, format_vtt
+from cabochon.wav import SoundFile
+
+try:
+    from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+    from pydantic import BaseModel
+    from starlette.exceptions import HTTPException as StarletteHTTPException
+
+    from cabochon.server_limits import LimitedBodies
+    from cabochon.server_requests import ChatRequest
+except ImportError as error:
+    raise missing_dependency(str(error.name), "server") from None
+
+Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What the server allows."""
+
+    name: str
+    """Of the model, as clients see it."""
+    api_key: str = ""
+    """Without it nothing but /healthz is answered; empty: everybody is."""
+    longest_queue: int = 8
+    """Requests that wait or are answered; more are refused with status 429."""
+    time_limit: float = 600.0
+    """Seconds for a request, waiting included."""
+    max_bytes: int = 64_000_000
+    """Of a request."""
+    max_tokens: int = 1024
+    """Of an answer."""
+
+
+class _Error(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class _ErrorAnswer(BaseModel):
+    error: _Error
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": _ErrorAnswer, "description": description}
+    for status, description in (
+        (400, "The request cannot be fulfilled."),
+        (401, "The API key is missing or wrong."),
+        (408, "It took too long."),
+        (413, "The request is too large."),
+        (422, "The request has another shape than expected."),
+        (429, "Too many requests wait."),
+    )
+}
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {"content": {kind: {} for kind in ("application/json", "text/event-stream", "text/plain")}}
+}
+
+
+def create_app(model: Model, settings: ServerSettings) -> FastAPI:
+    """The server as an ASGI application, which closes the model's line when it ends."""
+    queue = ModelQueue(settings.longest_queue, settings.time_limit)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    app = FastAPI(title="cabochon", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(LimitedBodies, max_bytes=settings.max_bytes)
+    _explain_errors(app)
+
+    def check_key(request: Request) -> None:
+        given = request.headers.get("authorization", "").removeprefix("Bearer ")
+        if settings.api_key and not hmac.compare_digest(given.encode(), settings.api_key.encode()):
+            raise HTTPException(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
+
+    guarded: dict[str, Any] = {"dependencies": [Depends(check_key)]}
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        return {"status": "ok", "requests": queue.admitted}
+
+    @app.get("/v1/models", responses=ERRORS, **guarded)
+    def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model_facts(settings.name)]}
+
+    @app.post("/v1/audio/transcriptions", responses=ANSWERS, **guarded)
+    async def transcriptions(
+        file: Annotated[UploadFile, File()],
+        language: Annotated[str | None, Form(max_length=40)] = None,
+        response_format: Annotated[Format, Form()] = "json",
+        stream: Annotated[bool, Form()] = False,
+    ) -> Response:
+        hear = _Hearing(model, language, None, settings.max_tokens)
+        return await _heard(queue, file, hear, "transcribe", response_format, stream=stream)
+
+    @app.post("/v1/audio/translations", responses=ANSWERS, **guarded)
+    async def translations(
+        file: Annotated[UploadFile, File()],
+        language: Annotated[str | None, Form(max_length=40)] = None,
+        target: Annotated[str, Form(max_length=40)] = "English",
+        response_format: Annotated[Format, Form()] = "json",
+        stream: Annotated[bool, Form()] = False,
+    ) -> Response:
+        if language is None:
+            raise RequestError("the model has to know the spoken language: add the field language.")
+        hear = _Hearing(model, language, target, settings.max_tokens)
+        return await _heard(queue, file, hear, "translate", response_format, stream=stream)
+
+    @app.post("/v1/chat/completions", responses=ANSWERS, **guarded)
+    async def chat(request: ChatRequest) -> Response:
+        return await _chat(queue, model, request, settings)
+
+    return app
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "cabochon"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Hearing:
+    """What to ask about a sound."""
+
+    model: Model
+    language: str | None
+    target: str | None
+    max_tokens: int
+
+    def pieces(self, path: Path, *, with_times: bool) -> Iterator[str | SpokenPart]:
+        """Text as it comes, and every part when it has ended.
+
+        A sound that the model takes whole is one part, unless times are asked for.
+        """
+        audio = self.model.audio_model
+        seconds = SoundFile(path, audio.sample_rate).seconds
+        if with_times or seconds * audio.sample_rate > audio.max_samples:
+            for part in self._long(path):
+                yield f"{part.translation if self.target else part.transcript} "
+                yield part
+            return
+        if self.target is None:
+            answer = self.model.transcribe(path, self.language, self.max_tokens)
+            yield from answer
+            yield SpokenPart(0.0, seconds, answer.text.strip(), "", answer.statistics.complete)
+            return
+        assert self.language is not None  # refused before
+        translation = self.model.translate(path, source=self.language, target=self.target, max_tokens=self.max_tokens)
+        given = ""
+        for _ in translation:
+            if new := translation.translation.removeprefix(given):
+                given += new
+                yield new
+        transcript = translation.transcript
+        yield SpokenPart(0.0, seconds, transcript, translation.translation, translation.statistics.complete)
+
+    def _long(self, path: Path) -> Iterator[SpokenPart]:
+        if self.target is None:
+            return transcribe_long(self.model, path, self.language, max_tokens=self.max_tokens)
+        assert self.language is not None
+        return translate_long(self.model, path, source=self.language, target=self.target, max_tokens=self.max_tokens)
+
+    def text(self, part: SpokenPart) -> str:
+        """What was asked for of a part."""
+        return part.translation if self.target else part.transcript
+
+
+async def _heard(
+    queue: ModelQueue, upload: UploadFile, hearing: _Hearing, task: str, shape: Format, *, stream: bool
+) -> Response:
+    """Answer a request that has a sound."""
+    if stream and shape != "json":
+        raise RequestError(f"what is streamed is JSON, not {shape}: leave out response_format.")
+    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="cabochon-"))
+    path = folder / "sound"
+
+    def work() -> Iterator[str | SpokenPart]:
+        try:
+            yield from hearing.pieces(path, with_times=shape in ("srt", "vtt", "verbose_json"))
+        except AudioError as error:
+            raise AudioError(str(error).replace(str(path), "the sound")) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    try:
+        with path.open("wb") as file:
+            await asyncio.to_thread(shutil.copyfileobj, upload.file, file)
+        job = queue.submit(work)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    if stream:
+        return await _streamed(job, lambda piece: {"type": "transcript.text.delta", "delta": piece}, _done(hearing))
+    parts = [item for item in await job.all() if isinstance(item, SpokenPart)]
+    texts = [hearing.text(part) for part in parts]
+    if shape == "text":
+        return PlainTextResponse("\n".join(texts) + "\n")
+    if shape in ("srt", "vtt"):
+        return PlainTextResponse((format_srt if shape == "srt" else format_vtt)(parts))
+    content: dict[str, Any] = {"text": " ".join(texts)}
+    if shape == "verbose_json":
+        segments = [
+            {"id": number, "start": part.start, "end": part.end, "text": text}
+            for number, (part, text) in enumerate(zip(parts, texts, strict=True))
+        ]
+        end = parts[-1].end if parts else 0.0
+        content |= {"task": task, "language": hearing.language, "duration": end, "segments": segments}
+    return JSONResponse(content)
+
+
+def _done(hearing: _Hearing) -> Callable[[list[Any]], list[str]]:
+    def finish(items: list[Any]) -> list[str]:
+        text = " ".join(hearing.text(item) for item in items if isinstance(item, SpokenPart))
+        return [json.dumps({"type": "transcript.text.done", "text": text}, ensure_ascii=False)]
+
+    return finish
+
+
+async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings: ServerSettings) -> Response:
+    sampling = request.sampling(SamplingSettings.of_checkpoint(model.package.manifest.sampling))
+    messages, sound = request.conversation(), request.sound()
+    longest = request.longest_answer(settings.max_tokens)
+    content = sound.content() if sound else None
+    facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": settings.name}
+
+    def work() -> Iterator[Any]:
+        with tempfile.TemporaryDirectory(prefix="cabochon-") as folder:
+            path = Path(folder) / "sound"
+            try:
+                if content is not None:
+                    path.write_bytes(content)
+                answer = model.chat(messages, sampling, longest, sound=None if content is None else path)
+            except AudioError as error:
+                raise AudioError(str(error).replace(str(path), "the sound")) from None
+        yield from answer
+        yield answer.statistics
+
+    job = queue.submit(work)
+    if request.stream:
+        chunk = facts | {"object": "chat.completion.chunk"}
+
+        def piece_of(piece: str) -> dict[str, Any]:
+            return chunk | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": piece}}]}
+
+        def end_of(items: list[Any]) -> list[str]:
+            reason = "stop" if items[-1].complete else "length"
+            end = chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+            return [json.dumps(end), "[DONE]"]
+
+        return await _streamed(job, piece_of, end_of)
+    *pieces, statistics = await job.all()
+    tokens = statistics.prompt_positions, statistics.new_tokens
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+    message = {"role": "assistant", "content": "".join(pieces)}
+    choice = {"index": 0, "message": message, "finish_reason": "stop" if statistics.complete else "length"}
+    return JSONResponse(facts | {"object": "chat.completion", "choices": [choice], "usage": usage})
+
+
+async def _streamed(
+    job: Job[Any], piece_of: Callable[[str], dict[str, Any]], end_of: Callable[[list[Any]], list[str]]
+) -> Response:
+    """Server-sent events, the first of which is waited for: until then an error has a status of its own."""
+    items = aiter(job)
+    first = [item async for item in _first(items)]
+
+    async def events() -> AsyncIterator[str]:
+        seen = []
+        try:
+            async for item in _chained(first, items):
+                seen.append(item)
+                if isinstance(item, str):
+                    yield _event(json.dumps(piece_of(item), ensure_ascii=False))
+            for line in end_of(seen):
+                yield _event(line)
+        except (CabochonError, TimeoutError) as error:
+            yield _event(_error_content(*_told(error)).model_dump_json())
+        finally:
+            job.cancel()
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def _first(items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for item in items:
+        yield item
+        return
+
+
+async def _chained(first: list[Any], items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    for item in first:
+        yield item
+    async for item in items:
+        yield item
+
+
+def _event(line: str) -> str:
+    return f"data: {line}\n\n"
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """Status and sentence of an error that is expected."""
+    match error:
+        case BusyError():
+            return 429, "too many requests wait: try again later."
+        case TimeoutError():
+            return 408, "the answer took longer than the server allows."
+        case StarletteHTTPException():
+            return error.status_code, str(error.detail)
+        case RequestValidationError():
+            first = error.errors()[0]
+            place = ".".join(str(each) for each in first["loc"][1:])
+            return 422, f"{place or 'the request'}: {first['msg']}."
+    return 400, " ".join(str(error).split())
+
+
+def _error_content(status: int, message: str) -> _ErrorAnswer:
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    return _ErrorAnswer(error=_Error(message=message, type=kinds.get(status, "invalid_request_error")))
+
+
+def _explain_errors(app: FastAPI) -> None:
+    """Every expected error in OpenAI's shape."""
+
+    async def explain(_: Request, error: Exception) -> Response:
+        status, message = _told(error)
+        headers = getattr(error, "headers", None) or ({"Retry-After": "5"} if status == 429 else None)
+        return JSONResponse(_error_content(status, message).model_dump(), status, headers)
+
+    for kind in (BusyError, TimeoutError, CabochonError, StarletteHTTPException, RequestValidationError):
+        app.add_exception_handler(kind, explain)

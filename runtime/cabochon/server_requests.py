@@ -1,0 +1,119 @@
+"""What the HTTP server is asked for: OpenAI's shapes, as far as a model on a device can fulfil them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cabochon.errors import RequestError
+from cabochon.prompt import Message
+from cabochon.sampling import SamplingSettings
+
+MAX_TEXT = 1_000_000
+AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
+
+
+class _Request(BaseModel):
+    # What OpenAI has and a model here does not use is let through, so that its clients work.
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+
+
+class TextPart(_Request):
+    """A piece of a message that is text."""
+
+    type: Literal["text"]
+    text: str = Field(max_length=MAX_TEXT)
+
+
+class InputAudio(_Request):
+    """A sound file in base64."""
+
+    data: str
+    format: Literal["wav", "mp3", "flac", "ogg"]
+
+    def content(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            RequestError: it is not base64.
+        """
+        try:
+            return base64.b64decode(self.data, validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("input_audio.data is not base64.") from None
+
+
+class AudioPart(_Request):
+    """A piece of a message that is a sound."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+class ChatMessage(_Request):
+    """A turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = Field(default="")
+
+    def text(self) -> str:
+        """All of its text."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    def sounds(self) -> list[InputAudio]:
+        """Its sounds."""
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.input_audio for part in parts if isinstance(part, AudioPart)]
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions"""
+
+    model: str = ""
+    messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
+    stream: bool = False
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    n: Literal[1] = 1
+
+    def longest_answer(self, most: int) -> int:
+        """Tokens, at most so many."""
+        return min(self.max_completion_tokens or self.max_tokens or most, most)
+
+    def sound(self) -> InputAudio | None:
+        """The one sound of the conversation.
+
+        Raises:
+            RequestError: there are several.
+        """
+        sounds = [sound for message in self.messages for sound in message.sounds()]
+        if len(sounds) > 1:
+            raise RequestError(f"the conversation has {len(sounds)} sounds, expected at most one.")
+        return sounds[0] if sounds else None
+
+    def conversation(self) -> list[Message]:
+        """The messages as the model's template takes them."""
+        return [
+            Message("system" if message.role == "developer" else message.role, message.text(), bool(message.sounds()))
+            for message in self.messages
+        ]
+
+    def sampling(self, default: SamplingSettings) -> SamplingSettings:
+        """As asked for, or else the checkpoint's own."""
+        changes: dict[str, Any] = {
+            name: value for name in ("temperature", "top_p", "seed") if (value := getattr(self, name)) is not None
+        }
+        return SamplingSettings(
+            temperature=changes.get("temperature", default.temperature),
+            top_k=default.top_k,
+            top_p=changes.get("top_p", default.top_p),
+            seed=changes.get("seed", default.seed),
+        )

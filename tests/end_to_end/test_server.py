@@ -1,0 +1,277 @@
+"""The HTTP server, asked by the real client of OpenAI and by a fuzzer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import schemathesis
+import soundfile
+import uvicorn
+from conftest import TINY, convert_tiny
+from hypothesis import HealthCheck, given, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+import cabochon
+from cabochon.server import ServerSettings, create_app
+
+REFERENCES = {
+    reference["source"]: reference
+    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
+}
+ENGLISH = TINY / "demo" / REFERENCES["en"]["file"]
+SETTINGS = ServerSettings("tiny", longest_queue=40, max_bytes=3_000_000, max_tokens=64)
+KEY = "secret"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
+    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory), threads=2)
+
+
+class Served:
+    """A server in a thread, at a port that was free."""
+
+    def __init__(self, model: cabochon.Model, settings: ServerSettings) -> None:
+        self.app = create_app(model, settings)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
+        port = int(self.address.rpartition(":")[2])
+        self._server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", port, log_level="error"))
+        self._thread = threading.Thread(target=self._server.run)
+        self._clients: list[openai.OpenAI] = []
+
+    def __enter__(self) -> Served:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for client in self._clients:
+            client.close()
+        self._server.should_exit = True
+        self._thread.join()
+
+    def client(self, key: str = "none") -> openai.OpenAI:
+        client = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0)
+        self._clients.append(client)
+        return client
+
+
+@pytest.fixture(scope="module")
+def served(model: cabochon.Model) -> Iterator[Served]:
+    with Served(model, SETTINGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> openai.OpenAI:
+    return served.client()
+
+
+@pytest.fixture(scope="module")
+def long_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence, over and over, for more than half a minute."""
+    waveform, rate = soundfile.read(ENGLISH, dtype="float32")
+    path = tmp_path_factory.mktemp("sounds") / "long.flac"
+    soundfile.write(path, np.concatenate([waveform, np.zeros(rate, np.float32)] * 11), rate)
+    return path
+
+
+def test_a_sound_is_transcribed_and_translated(client: openai.OpenAI) -> None:
+    heard = client.audio.transcriptions.create(model="tiny", file=ENGLISH, language="en")
+    assert heard.text == REFERENCES["en"]["en"]
+    german = TINY / "demo" / REFERENCES["de"]["file"]
+    meant = client.audio.translations.create(model="tiny", file=german, extra_body={"language": "de"})
+    assert meant.text == REFERENCES["de"]["en"]
+
+
+def test_a_transcript_comes_piece_by_piece(client: openai.OpenAI) -> None:
+    events = list(client.audio.transcriptions.create(model="tiny", file=ENGLISH, language="en", stream=True))
+    assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
+    assert len(events) > 4
+    assert "".join(event.delta for event in events[:-1]) == events[-1].text == REFERENCES["en"]["en"]
+
+
+def test_a_long_sound_has_parts_with_times(client: openai.OpenAI, long_sound: Path) -> None:
+    answer = client.audio.transcriptions.create(
+        model="tiny", file=long_sound, language="en", response_format="verbose_json"
+    )
+    assert answer.segments is not None
+    assert len(answer.segments) == 11
+    assert sum(segment.text == REFERENCES["en"]["en"] for segment in answer.segments) >= 9
+    assert 28 < answer.duration < 34
+    subtitles = client.audio.transcriptions.create(model="tiny", file=long_sound, language="en", response_format="srt")
+    assert str(subtitles).count(" --> ") == 11
+    text = client.audio.transcriptions.create(model="tiny", file=long_sound, language="en").text
+    assert text.count(REFERENCES["en"]["en"]) >= 9
+
+
+def test_a_chat_is_answered_whole_and_piece_by_piece(client: openai.OpenAI, model: cabochon.Model) -> None:
+    question = "Translate the following text from English into German: We need to buy 7 oysters."
+    expected = model.chat([cabochon.Message("user", question)], cabochon.SamplingSettings()).finish()
+    messages = [{"role": "user", "content": question}]
+    whole = client.chat.completions.create(model="tiny", messages=messages, temperature=0)  # type: ignore[arg-type]
+    assert whole.choices[0].message.content == expected
+    assert whole.choices[0].finish_reason == "stop"
+    assert whole.usage is not None
+    assert whole.usage.prompt_tokens > whole.usage.completion_tokens > 3
+    pieces = list(client.chat.completions.create(model="tiny", messages=messages, temperature=0, stream=True))  # type: ignore[call-overload]
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == expected
+    assert pieces[-1].choices[0].finish_reason == "stop"
+    short = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=2)  # type: ignore[arg-type]
+    assert short.choices[0].finish_reason == "length"
+
+
+def test_a_chat_may_have_a_sound(client: openai.OpenAI, model: cabochon.Model) -> None:
+    instruction = model.package.manifest.prompts.transcribe.replace("{source}", "English")
+    data = base64.b64encode(ENGLISH.read_bytes()).decode()
+    content = [
+        {"type": "text", "text": instruction},
+        {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}},
+    ]
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": content}],
+        temperature=0,  # type: ignore[list-item, misc]
+    )
+    assert answer.choices[0].message.content == REFERENCES["en"]["en"]
+
+
+def test_clients_learn_the_name_of_the_model(client: openai.OpenAI) -> None:
+    assert [each.id for each in client.models.list()] == ["tiny"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a sound", b"RIFF" + bytes(40)])
+def test_what_is_no_sound_is_refused_without_telling_where_it_was_kept(served: Served, content: bytes) -> None:
+    answer = httpx.post(f"{served.address}/v1/audio/transcriptions", files={"file": ("a.wav", content)})
+    assert answer.status_code == 400
+    message = answer.json()["error"]["message"]
+    assert "sound" in message
+    assert "/" not in message
+
+
+AUDIO = {"type": "input_audio"}
+BAD_CHATS: list[object] = [
+    {}, {"messages": []}, {"messages": [{"role": "robot", "content": "a"}]}, {"messages": "hello"}, [], None,
+    {"messages": [{"role": "user", "content": "a"}], "temperature": -1},
+    {"messages": [{"role": "user", "content": "a"}], "n": 2},
+    {"messages": [{"role": "user", "content": [AUDIO | {"input_audio": {"data": "?", "format": "wav"}}]}]},
+    {"messages": [{"role": "user", "content": "word " * 4000}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", BAD_CHATS)
+def test_chats_that_cannot_be_are_refused_in_one_sentence(served: Served, body: object) -> None:
+    answer = httpx.post(f"{served.address}/v1/chat/completions", json=body)
+    assert answer.status_code in (400, 422)
+    message = answer.json()["error"]["message"]
+    assert message.endswith(".")
+    assert len(message.splitlines()) == 1
+
+
+def test_requests_that_are_too_large_are_refused_whatever_they_say(served: Served) -> None:
+    url = f"{served.address}/v1/audio/transcriptions"
+    large = bytes(SETTINGS.max_bytes + 1)
+    assert httpx.post(url, files={"file": ("a.wav", large)}).status_code == 413
+
+    def chunks() -> Iterator[bytes]:
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        yield from (large[:100_000] for _ in range(50))
+        yield b"\r\n--x--\r\n"
+
+    answer = httpx.post(url, content=chunks(), headers={"content-type": "multipart/form-data; boundary=x"})
+    assert answer.status_code == 413
+
+
+def test_no_name_of_a_file_reaches_the_file_system(served: Served, tmp_path: Path) -> None:
+    before = set(Path("/tmp").iterdir())
+    for name in ("/etc/passwd", "../../outside.wav", "a\x00b.wav", str(tmp_path / "made.wav")):
+        files = {"file": (name, ENGLISH.read_bytes())}
+        answer = httpx.post(f"{served.address}/v1/audio/transcriptions", files=files, data={"language": "en"})
+        assert answer.status_code in (200, 400, 422)
+    assert list(tmp_path.iterdir()) == []
+    left = [path for path in set(Path("/tmp").iterdir()) - before if path.name.startswith("cabochon-")]
+    assert left == []
+
+
+def test_only_who_has_the_key_is_answered(model: cabochon.Model) -> None:
+    with Served(model, replace(SETTINGS, api_key=KEY)) as served:
+        with pytest.raises(openai.AuthenticationError):
+            served.client("wrong").models.list()
+        assert served.client(KEY).models.list().data[0].id == "tiny"
+        assert httpx.get(f"{served.address}/healthz").json()["status"] == "ok"
+        assert httpx.get(f"{served.address}/v1/models").status_code == 401
+
+
+def test_many_at_once_are_all_answered_and_those_beyond_the_line_are_told_so(model: cabochon.Model) -> None:
+    def ask(client: openai.OpenAI) -> str:
+        try:
+            return client.audio.transcriptions.create(model="tiny", file=ENGLISH, language="en").text
+        except openai.RateLimitError:
+            return "busy"
+
+    with Served(model, replace(SETTINGS, longest_queue=3)) as served, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: ask(served.client()), range(24)))
+        assert httpx.get(f"{served.address}/healthz").json()["requests"] == 0
+    assert set(answers) == {REFERENCES["en"]["en"], "busy"}
+    with Served(model, replace(SETTINGS, longest_queue=24)) as served, ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: ask(served.client()), range(24)))
+    assert answers == [REFERENCES["en"]["en"]] * 24
+
+
+def test_an_answer_that_takes_too_long_is_ended_and_the_next_one_is_right(
+    model: cabochon.Model, long_sound: Path
+) -> None:
+    with Served(model, replace(SETTINGS, time_limit=0.3)) as served:
+        with pytest.raises(openai.APIStatusError) as caught:
+            served.client().audio.transcriptions.create(model="tiny", file=long_sound, language="en")
+        assert caught.value.status_code == 408
+        wait_until(lambda: httpx.get(f"{served.address}/healthz").json()["requests"] == 0)
+        assert served.client().models.list().data
+
+
+def test_who_hangs_up_does_not_hold_the_line(served: Served, long_sound: Path) -> None:
+    files, data = {"file": ("a.flac", long_sound.read_bytes())}, {"language": "en", "stream": "true"}
+    with httpx.stream("POST", f"{served.address}/v1/audio/transcriptions", files=files, data=data) as answer:
+        next(answer.iter_lines())
+    wait_until(lambda: httpx.get(f"{served.address}/healthz").json()["requests"] == 0)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+
+
+OPERATIONS = ("GET /healthz", "GET /v1/models", "POST /v1/audio/transcriptions", "POST /v1/audio/translations",
+              "POST /v1/chat/completions")  # fmt: skip
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_no_request_of_a_fuzzer_breaks_the_server(served: Served, operation: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{served.address}/openapi.json")
+    found = {result.ok().label: result.ok() for result in schema.get_all_operations()}
+    assert sorted(found) == sorted(OPERATIONS)
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(case=found[operation].as_strategy())
+    def ask(case: schemathesis.Case) -> None:
+        # What has the right shape may still be no sound, or no conversation.
+        case.call_and_validate(excluded_checks=[positive_data_acceptance])
+
+    ask()
