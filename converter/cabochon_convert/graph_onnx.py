@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,8 @@ class OnnxGraph:
         self._weights: dict[str, TensorProto] = {}
         self._inputs: list[Tensor] = []
         self._outputs: list[Tensor] = []
+        self._states: list[Tensor] = []
+        self._next_states: list[Tensor] = []
 
     def __enter__(self) -> OnnxGraph:
         return self
@@ -52,6 +55,17 @@ class OnnxGraph:
     def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
         """Declare that a value is an output."""
         self._outputs.append(Tensor(name=name, dtype=dtype, shape=tuple(shape)))
+        return name
+
+    def state(self, name: str, beginning: np.ndarray) -> str:
+        """Declare an input that whoever runs the graph may leave out: it has its beginning's values then."""
+        self._states.append(Tensor(name=name, dtype=str(beginning.dtype), shape=beginning.shape))
+        return self.weight(name, beginning)
+
+    def next_state(self, name: str, state: str) -> str:
+        """Declare that a value is what a state becomes."""
+        (found,) = (tensor for tensor in self._states if tensor.name == state)
+        self._next_states.append(replace(found, name=name))
         return name
 
     def node(
@@ -126,12 +140,12 @@ class OnnxGraph:
         return RowRegion(file=self._data_path.name, offset=offset, stride=row_bytes)
 
     def finish(self) -> Graph:
-        """Write the graph file; returns its description for the manifest."""
+        """Write the graph file; returns its description for the manifest, which leaves states out."""
         graph = helper.make_graph(
             self._nodes,
             self._path.stem,
-            [_value_info(tensor) for tensor in self._inputs],
-            [_value_info(tensor) for tensor in self._outputs],
+            [_value_info(tensor) for tensor in (*self._inputs, *self._states)],
+            [_value_info(tensor) for tensor in (*self._outputs, *self._next_states)],
             list(self._weights.values()),
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

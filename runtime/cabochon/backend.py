@@ -106,11 +106,25 @@ class Decoder(Protocol):
         """
 
 
+class AudioEncoderStream(Protocol):
+    """The audio encoder for one sound that comes piece by piece."""
+
+    @property
+    def block_frames(self) -> int:
+        """Frames of a piece: pieces of another number, but the last, round differently or are not allowed."""
+
+    def encode(self, frames: Float32Array) -> Float32Array:
+        """The next frames [frames, values] to embeddings [tokens, hidden]: those of the whole sound."""
+
+
 class AudioEncoder(Protocol):
     """The audio encoder with its projector, or only a projector where a model hears without an encoder."""
 
     def encode(self, frames: Float32Array) -> Float32Array:
         """Frames [frames, values] to embeddings [tokens, hidden]."""
+
+    def start_stream(self) -> AudioEncoderStream | None:
+        """For a new sound; None where the graph takes whole sounds only."""
 
 
 class VisionEncoder(Protocol):

@@ -251,6 +251,9 @@ class LitertAudioEncoder:
         embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
         return embeddings
 
+    def start_stream(self) -> None:
+        """See `AudioEncoder.start_stream`."""
+
 
 class LitertVisionEncoder:
     """Vision encoder and projector."""

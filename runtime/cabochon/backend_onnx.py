@@ -161,12 +161,44 @@ class OnnxAudioEncoder:
 
     def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
+        session = self._loaded()
+        (graph_input,) = session.get_inputs()
+        embeddings: Float32Array = session.run(["audio_embeddings"], {graph_input.name: frames[None]})[0][0]
+        return embeddings
+
+    def start_stream(self) -> OnnxAudioEncoderStream | None:
+        """See `AudioEncoder.start_stream`."""
+        session = self._loaded()
+        return OnnxAudioEncoderStream(session) if session.get_overridable_initializers() else None
+
+    def _loaded(self) -> Any:
         with self._lock:
             if self._session is None:
                 self._session = _load(self._path, self._settings)
-        (graph_input,) = self._session.get_inputs()
-        embeddings: Float32Array = self._session.run(["audio_embeddings"], {graph_input.name: frames[None]})[0][0]
-        return embeddings
+        return self._session
+
+
+class OnnxAudioEncoderStream:
+    """A graph that hands states on: inputs `past_…` that may be left out, and become outputs `next_…`."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        (frames,) = session.get_inputs()
+        self._input = frames.name
+        shapes = {state.name: state.shape for state in session.get_overridable_initializers()}
+        # Blocks of attention and of tokens: so no row is filled up.
+        self.block_frames: int = shapes["past_keys"][1] * shapes["past_frames"][1]
+        self._names = ["audio_embeddings", *(name.replace("past_", "next_") for name in shapes)]
+        self._states: dict[str, np.ndarray] = {}
+
+    def encode(self, frames: Float32Array) -> Float32Array:
+        """See `AudioEncoderStream.encode`."""
+        embeddings, *states = self._session.run(self._names, {self._input: frames[None], **self._states})
+        self._states = {
+            name.replace("next_", "past_"): state for name, state in zip(self._names[1:], states, strict=True)
+        }
+        encoded: Float32Array = embeddings[0]
+        return encoded
 
 
 class OnnxVisionEncoder:

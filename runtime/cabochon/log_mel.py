@@ -65,15 +65,38 @@ def log_mel(waveform: Float32Array, parameters: LogMelParameters) -> Float32Arra
     if waveform.ndim != 1:
         raise ValueError(f"expected a mono waveform of shape [samples], got shape {list(waveform.shape)}")
     frames = parameters.frame_count(len(waveform))
-    if frames == 0:
-        return np.zeros((0, parameters.mel_bins), np.float32)
     # "Semicausal" padding: the first frame is centred on the first sample.
     padded = np.concatenate([np.zeros(parameters.frame_length // 2, np.float32), waveform.astype(np.float32)])
+    return _frames_of(padded, frames, parameters)
+
+
+def _frames_of(padded: Float32Array, frames: int, parameters: LogMelParameters) -> Float32Array:
+    """The first frames of a waveform, each at a multiple of the hop: float32 [frames, mel_bins]."""
+    if frames == 0:
+        return np.zeros((0, parameters.mel_bins), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(padded, parameters.frame_length)
     framed = windows[: (frames - 1) * parameters.hop_length + 1 : parameters.hop_length]  # [frames, frame_length]
     spectrum = np.fft.rfft(framed * _hann_window(parameters.frame_length), n=parameters.fft_length)
     mel = np.abs(spectrum) @ _mel_filters(parameters)  # magnitude, not power
     return np.log(mel + parameters.mel_floor).astype(np.float32)
+
+
+class LogMelStream:
+    """The same frames of a waveform that comes piece by piece."""
+
+    def __init__(self, parameters: LogMelParameters) -> None:
+        self._parameters = parameters
+        self._rest = np.zeros(parameters.frame_length // 2, np.float32)
+        """Samples from the start of the next frame on; before the first there is silence."""
+
+    def push(self, samples: Float32Array) -> Float32Array:
+        """float32 [samples] to the frames that are now complete: float32 [frames, mel_bins]."""
+        parameters = self._parameters
+        waveform = np.concatenate([self._rest, samples.astype(np.float32)])
+        # See `LogMelParameters.frame_count`.
+        frames = max(0, (len(waveform) - parameters.frame_length - 1) // parameters.hop_length + 1)
+        self._rest = waveform[frames * parameters.hop_length :]
+        return _frames_of(waveform, frames, parameters)
 
 
 @lru_cache(maxsize=8)

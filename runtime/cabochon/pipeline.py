@@ -6,12 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
+from cabochon.audio_stream import AudioStream
 from cabochon.backend import EngineSettings
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
@@ -27,6 +29,7 @@ from cabochon.prompt import (
     translation_instruction,
 )
 from cabochon.sampling import Sampler, SamplingSettings
+from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.tokenizer import Tokenizer
 from cabochon.wav import Sound, read_sound
 
@@ -150,6 +153,45 @@ class Model:
         answer = self._answer([message], self._hear(sound), GREEDY, max_tokens)
         return Translation(answer, prompts, target)
 
+    def start_clip(self, language: str | None = None, *, target: str | None = None) -> SpokenClip | None:
+        """A clip that is heard while it is spoken; None where the engine takes whole clips only.
+
+        Args:
+            language: that is spoken; None when it is not known.
+            target: translate into this language, too; the spoken one is needed then.
+        """
+        audio, prompts = self.audio_model, self.package.manifest.prompts
+        instruction = transcription_instruction(prompts, language)
+        if target is not None:
+            if language is None:
+                raise RequestError("to translate, the model has to know the spoken language.")
+            instruction = translation_instruction(prompts, language, target)
+        assert self._session.audio_encoder is not None  # audio_model refuses a package without
+        stages = self._session.audio_encoder.start_stream()
+        if stages is None or audio.log_mel is None:
+            return None
+        tokens = self._prompts.write([Message("user", instruction, has_audio=True)], 1)
+        place = tokens.index(audio.soft_token)
+        prompt = ClipPrompt(tokens[:place], tokens[place + 1 :])
+        stream = AudioStream(audio, stages)
+        return SpokenClip(self._session.decoder, self._embedder, audio, stream, prompt, _ClipTurn(self))
+
+    def finish_clip(self, clip: SpokenClip, target: str | None = None, max_tokens: int = 1024) -> Answer:
+        """The answer to a clip that has ended.
+
+        Args:
+            clip: begun by this model's last `start_clip`.
+            target: that it was begun with.
+            max_tokens: longest answer.
+        """
+        statistics = Statistics(audio_seconds=clip.seconds)
+        logits = clip.finish()
+        statistics.encode_seconds, statistics.prefill_seconds = clip.encode_seconds, clip.prefill_seconds
+        statistics.prompt_positions = clip.position
+        pieces = self._decoded(logits, clip.position, GREEDY, max_tokens, statistics, clip.turn_number)
+        answer = Answer(pieces, statistics)
+        return answer if target is None else Translation(answer, self.package.manifest.prompts, target)
+
     def chat(
         self,
         messages: Sequence[Message],
@@ -230,17 +272,39 @@ class Model:
         self, prompt: PromptEmbeddings, settings: SamplingSettings, max_tokens: int, statistics: Statistics
     ) -> Iterator[str]:
         """embeddings → decode loop → text."""
-        manifest, decoder = self.package.manifest, self._session.decoder
-        sampler = Sampler(settings, manifest.sampling.suppress_tokens, manifest.text.final_logit_softcap)
         with self._lock:
-            self._answers_started += 1
-            turn = self._answers_started
+            turn = self._take_turn()
             started = time.perf_counter()
-            logits = prefill(decoder, prompt)
+            logits = prefill(self._session.decoder, prompt)
             statistics.prefill_seconds = time.perf_counter() - started
+        yield from self._decoded(logits, len(prompt), settings, max_tokens, statistics, turn)
+
+    @contextmanager
+    def _held(self, turn: int) -> Iterator[None]:
+        with self._lock:
+            if turn != self._answers_started:
+                raise RequestError("another answer was started on this model: finish one before you start the next.")
+            yield
+
+    def _take_turn(self) -> int:
+        self._answers_started += 1
+        return self._answers_started
+
+    def _decoded(
+        self,
+        logits: Float32Array,
+        position: int,
+        settings: SamplingSettings,
+        max_tokens: int,
+        statistics: Statistics,
+        turn: int,
+    ) -> Iterator[str]:
+        """The text that follows a prompt which ends at a position."""
+        manifest = self.package.manifest
+        sampler = Sampler(settings, manifest.sampling.suppress_tokens, manifest.text.final_logit_softcap)
         stream = self._tokenizer.start_stream()
         stop_tokens = manifest.sampling.stop_tokens
-        tokens = decode(decoder, self._embedder, sampler, logits, len(prompt), stop_tokens, max_tokens)
+        tokens = decode(self._session.decoder, self._embedder, sampler, logits, position, stop_tokens, max_tokens)
         while (token := self._next_token(tokens, turn, statistics)) is not None:
             if piece := stream.push(token):
                 yield piece
@@ -249,9 +313,7 @@ class Model:
 
     def _next_token(self, tokens: Generator[int, None, bool], turn: int, statistics: Statistics) -> int | None:
         """One step of the decode loop; None at its end."""
-        with self._lock:
-            if turn != self._answers_started:
-                raise RequestError("another answer was started on this model: finish one before you start the next.")
+        with self._held(turn):
             started = time.perf_counter()
             try:
                 token = next(tokens)
@@ -262,6 +324,23 @@ class Model:
                 return None
             finally:
                 statistics.decode_seconds += time.perf_counter() - started
+
+
+class _ClipTurn:
+    """See `spoken_clip.Turn`."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        with model._lock:
+            self.number = model._take_turn()
+
+    def held(self) -> AbstractContextManager[None]:
+        """See `Turn.held`."""
+        return self._model._held(self.number)
+
+    def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
+        """See `Turn.decode`."""
+        return self._model._decoded(logits, position, GREEDY, max_tokens, Statistics(), self.number)
 
 
 def load(package: str | os.PathLike[str], *, engine: str = "", threads: int = 0, context_length: int = 0) -> Model:

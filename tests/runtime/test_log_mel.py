@@ -9,7 +9,7 @@ import transformers
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cabochon.log_mel import LogMelParameters, log_mel
+from cabochon.log_mel import LogMelParameters, LogMelStream, log_mel
 from cabochon_convert.audio_frontend import DEFAULT_LOG_MEL
 
 PUBLISHED = DEFAULT_LOG_MEL
@@ -92,3 +92,18 @@ def test_a_stereo_waveform_is_refused() -> None:
 def test_impossible_parameters_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be positive|expected 0|shorter than"):
         LogMelParameters(**(asdict(PUBLISHED) | change))
+
+
+@given(st.integers(0, 4000), st.lists(st.integers(0, 900), min_size=1, max_size=5), st.integers(0, 9))
+def test_frames_of_a_stream_are_those_of_the_whole(samples: int, sizes: list[int], seed: int) -> None:
+    clip = waveform(samples, seed, 0.1)
+    stream, frames, position, turn = LogMelStream(PUBLISHED), [], 0, 0
+    while position < samples:
+        size = max(1, sizes[turn % len(sizes)])
+        frames.append(stream.push(clip[position : position + size]))
+        position, turn = position + size, turn + 1
+    whole = log_mel(clip, PUBLISHED)
+    found = np.concatenate([np.zeros((0, PUBLISHED.mel_bins), np.float32), *frames])
+    assert found.shape == whole.shape
+    # Sums of a matrix product depend on its number of rows.
+    assert np.abs(found - whole).max(initial=0) < 1e-5

@@ -1,0 +1,146 @@
+"""A clip that is encoded and prefilled while it is spoken: when it ends, little is left to do before the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cabochon.arrays import Float32Array
+from cabochon.audio_model import AudioModel
+from cabochon.audio_stream import AudioStream
+from cabochon.backend import LONGEST_RUN, Decoder
+from cabochon.embedder import Embedder
+from cabochon.errors import AudioError, RequestError
+
+GUESSED_TOKENS = 96
+"""Of a guess, which is forgotten again: sliding caches can go back some 200 positions."""
+
+
+class Turn(Protocol):
+    """The right to use the decoder, until another answer is started."""
+
+    @property
+    def number(self) -> int:
+        """Of answers on this model."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Within it nobody else uses the decoder; RequestError where another answer was started."""
+
+    def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
+        """The answer that follows, piece by piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPrompt:
+    """What stands around the sound."""
+
+    before: Sequence[int]
+    """Tokens up to the first soft token."""
+    after: Sequence[int]
+    """Tokens behind the last one."""
+
+
+class SpokenClip:
+    """One clip. Push its samples as they come; then `finish` gives the answer."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        embedder: Embedder,
+        audio: AudioModel,
+        stream: AudioStream,
+        prompt: ClipPrompt,
+        turn: Turn,
+    ) -> None:
+        self._decoder, self._embedder, self._audio, self._stream = decoder, embedder, audio, stream
+        self._prompt, self._turn = prompt, turn
+        self._samples = self._position = 0
+        self._finished = False
+        self.prefill_seconds = self.encode_seconds = 0.0
+        self._run(prompt.before, None)
+
+    @property
+    def samples(self) -> int:
+        """That were pushed."""
+        return self._samples
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was pushed."""
+        return self._samples / self._audio.sample_rate
+
+    @property
+    def turn_number(self) -> int:
+        """Of the answer among those of its model."""
+        return self._turn.number
+
+    @property
+    def position(self) -> int:
+        """Positions of the prompt that the decoder has run."""
+        return self._position
+
+    def push(self, samples: Float32Array) -> None:
+        """Hear the next samples: float32 of any number.
+
+        Raises:
+            RequestError: another answer was started, or the clip has ended.
+            AudioError: the clip is longer than the model takes.
+        """
+        if self._finished:
+            raise RequestError("the clip has ended: start another one.")
+        if self._samples + len(samples) > self._audio.max_samples:
+            limit = self._audio.max_samples / self._audio.sample_rate
+            raise AudioError(f"the clip is longer than {limit:.0f} s: end it at a pause.")
+        self._samples += len(samples)
+        self._hear(lambda: self._stream.push(samples))
+
+    def guess(self) -> str:
+        """What the clip says so far, as far as the encoder has come; it can go on afterwards."""
+        position = self._position
+        logits = self._run(self._prompt.after, None, logits_to_keep=1)
+        text = "".join(self._turn.decode(logits, self._position, GUESSED_TOKENS - len(self._prompt.after)))
+        self._position = position
+        return text.strip()
+
+    def finish(self) -> Float32Array:
+        """End the clip; returns the logits [vocabulary] of the answer's first token.
+
+        Raises:
+            AudioError: it is too short to be heard.
+        """
+        self._finished = True
+        self._hear(self._stream.finish)
+        if self._position == len(self._prompt.before):
+            raise AudioError(f"the sound lasts {self.seconds * 1000:.0f} ms, too short to hold speech.")
+        return self._run(self._prompt.after, None, logits_to_keep=1)
+
+    def _hear(self, encode: Callable[[], Float32Array]) -> None:
+        started = time.perf_counter()
+        embeddings = encode()
+        self.encode_seconds += time.perf_counter() - started
+        if len(embeddings):
+            self._run([self._audio.soft_token] * len(embeddings), embeddings)
+
+    def _run(self, tokens: Sequence[int], embeddings: Float32Array | None, logits_to_keep: int = 0) -> Float32Array:
+        """Let the decoder run the next positions; returns the logits of the last one, where they are asked for."""
+        if self._position + len(tokens) >= self._decoder.capacity:
+            raise RequestError(
+                f"the clip and its prompt take more than {self._decoder.capacity} positions: raise the context length."
+            )
+        started = time.perf_counter()
+        prompt = self._embedder.embed(tokens, self._audio, embeddings)
+        logits = np.zeros((0, 0), np.float32)
+        with self._turn.held():
+            for start in range(0, len(prompt), LONGEST_RUN):
+                rows = slice(start, min(start + LONGEST_RUN, len(prompt)))
+                kept = logits_to_keep if rows.stop == len(prompt) else 0
+                inputs = prompt.inputs_embeds[rows], prompt.per_layer_inputs[rows]
+                logits = self._decoder.run(*inputs, self._position + start, logits_to_keep=kept)
+        self._position += len(tokens)
+        self.prefill_seconds += time.perf_counter() - started
+        return logits[-1] if logits_to_keep else logits

@@ -1,0 +1,104 @@
+"""A clip that is heard while it is spoken gives the answer to the whole clip."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import TINY, convert_tiny
+from refusals import refused
+
+import cabochon
+
+REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
+RATE = 16_000
+
+
+@pytest.fixture(scope="module", params=["float", "int4-mixed"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
+    return cabochon.load(convert_tiny(request.param, tmp_path_factory), threads=2)
+
+
+def waveform_of(reference: dict[str, str]) -> np.ndarray:
+    waveform, _ = soundfile.read(TINY / "demo" / reference["file"], dtype="float32")
+    return np.asarray(waveform)
+
+
+def pieces_of(waveform: np.ndarray, size: int = 1600) -> Iterator[np.ndarray]:
+    return (waveform[start : start + size] for start in range(0, len(waveform), size))
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=[each["file"] for each in REFERENCES])
+def test_the_answer_to_a_clip_that_came_in_pieces_is_that_to_the_whole(
+    model: cabochon.Model, reference: dict[str, str]
+) -> None:
+    waveform, languages = waveform_of(reference), (reference["source"], reference["target"])
+    whole = model.translate(waveform, source=languages[0], target=languages[1])
+    expected = whole.finish()
+    clip = model.start_clip(languages[0], target=languages[1])
+    assert clip is not None
+    for piece in pieces_of(waveform):
+        clip.push(piece)
+    answer = model.finish_clip(clip, languages[1])
+    assert answer.finish() == expected
+    assert isinstance(answer, cabochon.Translation)
+    assert (answer.transcript, answer.translation) == (whole.transcript, whole.translation)
+    facts, others = answer.statistics, whole.statistics
+    assert (facts.prompt_positions, facts.new_tokens) == (others.prompt_positions, others.new_tokens)
+    assert facts.audio_seconds == others.audio_seconds
+    assert facts.complete
+
+
+def test_guesses_in_between_change_nothing(model: cabochon.Model) -> None:
+    reference = REFERENCES[0]
+    waveform = waveform_of(reference)
+    expected = model.transcribe(waveform, reference["source"]).finish()
+    clip = model.start_clip(reference["source"])
+    assert clip is not None
+    guesses = []
+    for piece in pieces_of(waveform, 8000):
+        clip.push(piece)
+        guesses.append(clip.guess())
+    assert model.finish_clip(clip).finish() == expected
+    assert len(set(guesses)) > 1
+
+
+def test_another_answer_ends_a_clip_in_one_sentence(model: cabochon.Model) -> None:
+    waveform = waveform_of(REFERENCES[0])
+    clip = model.start_clip("en")
+    assert clip is not None
+    clip.push(waveform[:RATE])
+    expected = model.transcribe(waveform, "en").finish()
+    with refused(cabochon.RequestError, "another answer"):
+        clip.push(waveform[RATE:])
+    assert model.transcribe(waveform, "en").finish() == expected
+
+
+def test_clips_that_cannot_be_are_refused(model: cabochon.Model) -> None:
+    with refused(cabochon.RequestError, "spoken language"):
+        model.start_clip(target="German")
+    with refused(cabochon.RequestError, "xx"):
+        model.start_clip("xx")
+    short = model.start_clip("en")
+    assert short is not None
+    short.push(np.zeros(80, np.float32))
+    with refused(cabochon.AudioError, "5 ms"):
+        model.finish_clip(short)
+    with refused(cabochon.RequestError, "has ended"):
+        short.push(np.zeros(80, np.float32))
+    long = model.start_clip("en")
+    assert long is not None
+    long.push(np.zeros(30 * RATE, np.float32))
+    with refused(cabochon.AudioError, "30 s"):
+        long.push(np.zeros(1, np.float32))
+    # And the model is none the worse for it.
+    reference = REFERENCES[0]
+    assert model.transcribe(waveform_of(reference), "en").finish() == reference["en"]
+
+
+def test_an_engine_that_takes_whole_clips_says_so(tiny_litert_float_package: Path) -> None:
+    assert cabochon.load(tiny_litert_float_package).start_clip("en") is None
