@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import cabochon
-from cabochon.arrays import Float32Array
 from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer, seconds
 from cabochon.errors import AudioError, RequestError, missing_dependency
-from cabochon.live_speech import Confirmed, Lost, Pending, listen
+from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.microphone import FileSource, Recording, open_microphone
@@ -30,6 +29,7 @@ from cabochon.package import hash_file, replace_text
 from cabochon.pipeline import Answer, Model, Statistics, Translation
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segmentation, Segmenter
+from cabochon.spoken_clip import SpokenClip
 from cabochon.transcript import FORMATS, clock, transcript_format
 from cabochon.unfinished import Unfinished
 from cabochon.voice_activity import SileroDetector
@@ -133,7 +133,7 @@ def _listen(arguments: argparse.Namespace) -> None:
         raise RequestError(f"{speaker[0]} is not a command that can be found: install it, or leave --speak out.")
     segmentation = Segmentation(pause=arguments.pause, longest=arguments.longest)
     model, _ = load_model(arguments)
-    audio, hear = model.audio_model, _hearing(model, arguments)
+    audio, question = model.audio_model, _question(model, arguments)
     rate = audio.sample_rate
     segmenter = Segmenter(SileroDetector(rate), rate, audio.max_samples, segmentation)
     source = FileSource(arguments.input, rate) if arguments.input else open_microphone(rate, arguments.device)
@@ -141,7 +141,7 @@ def _listen(arguments: argparse.Namespace) -> None:
     with Recording(source, rate) as recording, _stopped_by_interrupt(recording):
         print("note: listening; Ctrl-C ends it.", file=sys.stderr)
         guess = shows_guesses and not arguments.no_guesses
-        for event in listen(recording, segmenter, hear, rate, guess=guess):
+        for event in listen(recording, segmenter, question, rate, guess=guess):
             if isinstance(event, Lost):
                 print(f"note: {event.seconds:.1f} s were not heard: the model is too slow.", file=sys.stderr)
             elif isinstance(event, Pending):
@@ -156,18 +156,23 @@ def _listen(arguments: argparse.Namespace) -> None:
             raise AudioError(f"{recording.failure}: choose another microphone with --device.")
 
 
-def _hearing(model: Model, arguments: argparse.Namespace) -> Callable[[Float32Array], Answer]:
+def _question(model: Model, arguments: argparse.Namespace) -> Question:
     """What to ask about each part; languages are refused before anybody speaks."""
-    prompts, source, target, most = (
-        model.package.manifest.prompts, arguments.source, arguments.target, arguments.max_tokens
-    )  # fmt: skip
+    source, target, most = arguments.source, arguments.target, arguments.max_tokens
+    prompts = model.package.manifest.prompts
+    start, finish = partial(model.start_clip, source, target=target), partial(_finish, model, target, most)
     if target is None:
         transcription_instruction(prompts, source)
-        return lambda waveform: model.transcribe(waveform, source, most)
+        return Question(lambda waveform: model.transcribe(waveform, source, most), start, finish)
     if source is None:
         raise RequestError("to translate, the model has to know the spoken language: add --from.")
     translation_instruction(prompts, source, target)
-    return lambda waveform: model.translate(waveform, source=source, target=target, max_tokens=most)
+    translate = partial(model.translate, source=source, target=target, max_tokens=most)
+    return Question(translate, start, finish)
+
+
+def _finish(model: Model, target: str | None, max_tokens: int, clip: SpokenClip) -> Answer:
+    return model.finish_clip(clip, target, max_tokens)
 
 
 @contextmanager

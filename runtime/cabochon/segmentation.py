@@ -90,6 +90,25 @@ class Segmenter:
         """What there is so far of the segment that has begun."""
         return self._segment(len(self._kept)) if self._speaking else None
 
+    @property
+    def pending_start(self) -> int:
+        """The first sample of the segment that has begun."""
+        return self._offset + (self._position - len(self._kept)) * self._samples
+
+    @property
+    def certain_end(self) -> int:
+        """The sample up to which the segment that has begun goes, unless it becomes too long; 0 without one."""
+        if not self._speaking:
+            return 0
+        length = min(len(self._kept), self._first_unvoiced + self._margin)
+        return self.pending_start + length * self._samples
+
+    def heard(self, start: int, end: int) -> Float32Array:
+        """Samples of the segment that has begun: float32 [end - start]; both are a multiple of its frames away."""
+        first = self.pending_start
+        rows = range((start - first) // self._samples, (end - first) // self._samples)
+        return np.concatenate([np.zeros(0, np.float32), *(self._kept[row][0] for row in rows)])
+
     def push(self, samples: Float32Array) -> list[Segment]:
         """Hear the next samples [any number]; returns the segments that ended."""
         waveform = np.concatenate([self._rest, samples.astype(np.float32)])
@@ -160,7 +179,7 @@ class Segmenter:
         return segment
 
     def _segment(self, length: int) -> Segment:
-        start = self._offset + (self._position - len(self._kept)) * self._samples
+        start = self.pending_start
         frames = [frame for (frame, _), _ in zip(self._kept, range(length), strict=False)]
         return Segment(start, np.concatenate(frames))
 

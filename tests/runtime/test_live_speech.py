@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import soundfile
 from refusals import refused
 
 from cabochon.errors import AudioError, RequestError
-from cabochon.live_speech import Confirmed, Lost, Pending, listen
+from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.microphone import HELD_SECONDS, CommandSource, FileSource, Recording, arecord_command, open_microphone
 from cabochon.pipeline import Answer, Statistics
 from cabochon.segmentation import Segmentation, Segmenter
@@ -73,7 +74,7 @@ def blocks_of(waveform: np.ndarray, size: int = 1600) -> list[np.ndarray]:
 
 def test_parts_are_confirmed_in_order_and_the_last_one_when_the_recording_ends() -> None:
     with Recording(Given(blocks_of(TWO_PARTS)), RATE) as recording:
-        events = list(listen(recording, segmenter(), length_of, RATE, guess=False))
+        events = list(listen(recording, segmenter(), Question(length_of), RATE, guess=False))
     confirmed = [event for event in events if isinstance(event, Confirmed)]
     assert [event.part.transcript for event in confirmed] == ["loud for 10", "loud for 20"]
     assert confirmed[0].part.start == pytest.approx(0.9, abs=0.05)
@@ -94,7 +95,7 @@ def test_what_is_still_spoken_is_guessed_at_and_corrected() -> None:
             threading.Thread(target=play).start()
 
     with Recording(Slowly(blocks_of(sound((0.5, 0), (4, 0.9), (1, 0)))), RATE) as recording:
-        events = list(listen(recording, segmenter(), length_of, RATE))
+        events = list(listen(recording, segmenter(), Question(length_of), RATE))
     first = events[0]
     assert isinstance(first, Pending)
     assert first.text.startswith("loud for ")
@@ -107,7 +108,7 @@ def test_sound_that_finds_no_room_is_counted_and_the_oldest_is_kept() -> None:
     spoken = sound((HELD_SECONDS, 0), (5, 0.9))
     with Recording(Given(blocks_of(spoken)), RATE) as recording:
         assert recording.waiting_seconds == HELD_SECONDS
-        events = list(listen(recording, segmenter(), length_of, RATE))
+        events = list(listen(recording, segmenter(), Question(length_of), RATE))
     assert events == [Lost(5.0)]
 
 
@@ -192,3 +193,58 @@ def test_the_recorder_is_asked_for_what_the_model_hears() -> None:
         "--file-type", "raw",
     ]  # fmt: skip
     assert "--device" not in arecord_command(RATE, None)
+
+
+class Following:
+    """A clip that notes what it was given."""
+
+    def __init__(self) -> None:
+        self.heard = np.zeros(0, np.float32)
+
+    @property
+    def samples(self) -> int:
+        return len(self.heard)
+
+    def push(self, samples: np.ndarray) -> None:
+        self.heard = np.concatenate([self.heard, samples])
+
+    def guess(self) -> str:
+        return f"{self.samples} so far"
+
+
+def follow(waveform: np.ndarray, **settings: float) -> tuple[list[Following], list[Confirmed], list[str]]:
+    """Clips that were begun, parts that were confirmed, and how each was answered."""
+    clips, ways = [], []
+
+    def start() -> Any:
+        clips.append(Following())
+        return clips[-1]
+
+    def whole(samples: np.ndarray) -> Answer:
+        ways.append("whole")
+        return length_of(samples)
+
+    def finish(clip: Any) -> Answer:
+        ways.append("followed")
+        return length_of(clip.heard)
+
+    cutter = Segmenter(Loudness(), RATE, 30 * RATE, Segmentation(**settings))
+    with Recording(Given(blocks_of(waveform)), RATE) as recording:
+        events = list(listen(recording, cutter, Question(whole, start, finish), RATE))
+    return clips, [event for event in events if isinstance(event, Confirmed)], ways
+
+
+def test_the_model_hears_a_part_while_it_is_spoken_and_exactly_that_part() -> None:
+    clips, confirmed, ways = follow(TWO_PARTS, pause=0.5)
+    assert ways == ["followed", "followed"]
+    assert [event.part.transcript for event in confirmed] == ["loud for 10", "loud for 20"]
+    for clip, event in zip(clips, confirmed, strict=True):
+        start, end = (round(time * RATE) for time in (event.part.start, event.part.end))
+        assert np.array_equal(clip.heard, TWO_PARTS[start:end])
+
+
+def test_a_part_that_is_cut_is_answered_as_a_whole() -> None:
+    clips, confirmed, ways = follow(sound((7, 0.9), (1, 0)), pause=0.5, longest=3.0)
+    assert ways[0] == "whole"
+    assert sum(int(event.part.transcript.rpartition(" ")[2]) for event in confirmed) == pytest.approx(70, abs=2)
+    assert len(clips) >= len(confirmed)
