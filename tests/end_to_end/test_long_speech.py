@@ -181,13 +181,15 @@ def test_a_file_is_listened_to_like_a_microphone(package: Path, long_file: Path)
     assert first["transcript"] == REFERENCES["en"]["en"]
     assert 0.5 < first["delay"] < 10
     # What was said before is still answered, and nothing after it.
-    time.sleep(2.5)
+    time.sleep(2.8)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
-    assert 1 <= len(rest.splitlines()) <= 3
-    assert REFERENCES["de"]["de"] in rest
+    second, *others = rest.splitlines()
+    # Cut a little earlier or later, its last words may differ.
+    assert json.loads(second)["transcript"].startswith("Der Cocktail")
+    assert len(others) <= 1
 
 
 def test_the_recorder_of_the_system_is_heard(package: Path, long_file: Path, tmp_path: Path) -> None:
