@@ -1,8 +1,9 @@
-"""The command that answers other programs: serve. Like cli.py, it prints."""
+"""The commands that answer other programs: serve and wyoming. Like cli.py, it prints."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import ipaddress
 import os
 import sys
@@ -11,28 +12,75 @@ from typing import Any
 
 from cabochon.cli_arguments import add_model_arguments, load_model, positive_count, seconds
 from cabochon.errors import RequestError, missing_dependency
+from cabochon.languages import language_name
 
 KEY_VARIABLE = "CABOCHON_API_KEY"
 
 
 def add_serve_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
+    wyoming = commands.add_parser("wyoming", help="hear for Home Assistant's voice assistants")
+    add_model_arguments(wyoming, _serve_wyoming)
+    _add_address(wyoming, 10300)
+    wyoming.add_argument("--language", help="that is spoken where a client does not say")
+    wyoming.add_argument(
+        "--to", nargs="+", default=[], metavar="LANGUAGE", help="offer a model that translates into each of these"
+    )
+
     serve = commands.add_parser("serve", help="answer other programs over HTTP, in the shapes of OpenAI's API")
     add_model_arguments(serve, _serve)
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    serve.add_argument("--port", type=positive_count, default=8642, help="(default: %(default)s)")
-    serve.add_argument("--name", help="of the model, as clients see it (default: that of the package's folder)")
-    serve.add_argument(
-        "--queue", type=positive_count, default=8, metavar="REQUESTS",
-        help="that may wait or be answered; more are refused (default: %(default)s)",
-    )  # fmt: skip
-    serve.add_argument(
-        "--time-limit", type=seconds, default=600.0, metavar="SECONDS",
-        help="for a request, waiting included (default: %(default)g)",
-    )  # fmt: skip
+    _add_address(serve, 8642)
     serve.add_argument(
         "--max-megabytes", type=positive_count, default=64, help="largest request (default: %(default)s)"
     )
+
+
+def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=positive_count, default=port, help="(default: %(default)s)")
+    parser.add_argument("--name", help="of the model, as clients see it (default: that of the package's folder)")
+    parser.add_argument(
+        "--queue", type=positive_count, default=8, metavar="REQUESTS",
+        help="that may wait or be answered; more are refused (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--time-limit", type=seconds, default=600.0, metavar="SECONDS",
+        help="for a request, waiting included (default: %(default)g)",
+    )  # fmt: skip
+
+
+def _check_port(arguments: argparse.Namespace) -> None:
+    if arguments.port > 65535:
+        raise RequestError(f"{arguments.port} is no port: choose one from 1 to 65535.")
+
+
+def _name(arguments: argparse.Namespace) -> str:
+    return arguments.name or Path(arguments.package).resolve().name
+
+
+def _serve_wyoming(arguments: argparse.Namespace) -> None:
+    from cabochon.wyoming_server import WyomingSettings, serve_wyoming
+
+    _check_port(arguments)
+    for language in (*arguments.to, *filter(None, [arguments.language])):
+        language_name(language)
+    if not _is_loopback(arguments.host):
+        print(f"note: anybody who reaches {arguments.host} is answered.", file=sys.stderr)
+    model, _ = load_model(arguments)
+    settings = WyomingSettings(
+        name=_name(arguments),
+        language=arguments.language,
+        targets=tuple(arguments.to),
+        longest_queue=arguments.queue,
+        time_limit=arguments.time_limit,
+        max_tokens=arguments.max_tokens,
+    )
+    address = f"tcp://{arguments.host}:{arguments.port}"
+
+    def say_ready() -> None:
+        print(f"note: {address}, Ctrl-C ends it.", file=sys.stderr, flush=True)
+
+    asyncio.run(serve_wyoming(model, settings, arguments.host, arguments.port, say_ready))
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -42,14 +90,13 @@ def _serve(arguments: argparse.Namespace) -> None:
         from cabochon.server import ServerSettings, create_app
     except ImportError as error:
         raise missing_dependency(str(error.name), "server") from None
-    if arguments.port > 65535:
-        raise RequestError(f"{arguments.port} is no port: choose one from 1 to 65535.")
+    _check_port(arguments)
     key = os.environ.get(KEY_VARIABLE, "")
     if not key and not _is_loopback(arguments.host):
         print(f"note: anybody who reaches {arguments.host} is answered: set {KEY_VARIABLE}.", file=sys.stderr)
     model, load_seconds = load_model(arguments)
     settings = ServerSettings(
-        name=arguments.name or Path(arguments.package).resolve().name,
+        name=_name(arguments),
         api_key=key,
         longest_queue=arguments.queue,
         time_limit=arguments.time_limit,

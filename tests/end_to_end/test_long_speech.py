@@ -132,13 +132,21 @@ def test_the_command_prints_parts_with_their_times(package: Path, long_file: Pat
     assert re.fullmatch(r"\[00:00:00\.\d{3} - 00:00:0\d\.\d{3}\] " + re.escape(REFERENCES["en"]["en"]), lines[0])
 
 
-def test_interrupted_work_is_gone_on_with_by_the_same_command(package: Path, long_file: Path, tmp_path: Path) -> None:
+def test_interrupted_work_is_gone_on_with_by_the_same_command(
+    package: Path, long_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # Long enough to be interrupted before its end.
+    waveform, _ = soundfile.read(long_file, dtype="float32")
+    longer = tmp_path_factory.mktemp("sounds") / "longer.wav"
+    soundfile.write(longer, np.tile(waveform, 4), RATE)
+    tmp_path = tmp_path_factory.mktemp("output")
     output = tmp_path / "long.json"
-    command = [CABOCHON, "transcribe", str(package), str(long_file), "--output", str(output)]
+    command = [CABOCHON, "transcribe", str(package), str(longer), "--output", str(output)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     unfinished = output.with_name("long.json.unfinished")
     while not unfinished.exists() or len(unfinished.read_bytes().splitlines()) < 4:
         assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -151,7 +159,7 @@ def test_interrupted_work_is_gone_on_with_by_the_same_command(package: Path, lon
     assert "going on at" in result.stderr
     parts = [SpokenPart(**part) for part in json.loads(output.read_text(encoding="utf-8"))["parts"]]
     assert [path.name for path in tmp_path.iterdir()] == ["long.json"]
-    whole = list(transcribe_long(cabochon.load(package), long_file))
+    whole = list(transcribe_long(cabochon.load(package), longer))
     assert 3 <= kept < len(whole)
     assert [part.transcript for part in parts] == [part.transcript for part in whole]
 

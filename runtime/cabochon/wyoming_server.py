@@ -1,0 +1,229 @@
+"""A server for Home Assistant's voice assistants: https://github.com/OHF-Voice/wyoming, speech to text.
+
+It offers one model that transcribes and one for each language to translate into; whoever asks chooses by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import cabochon
+from cabochon.arrays import Float32Array
+from cabochon.errors import CabochonError, RequestError, missing_dependency
+from cabochon.languages import LANGUAGE_NAMES, language_name
+from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
+from cabochon.model_queue import BusyError, ModelQueue
+from cabochon.pipeline import Model
+from cabochon.wav import resample
+
+try:
+    from wyoming.asr import Transcribe, Transcript
+    from wyoming.audio import AudioChunk, AudioStart, AudioStop
+    from wyoming.error import Error
+    from wyoming.event import Event
+    from wyoming.info import AsrModel, AsrProgram, Attribution, Describe, Info
+    from wyoming.server import AsyncEventHandler, AsyncTcpServer
+except ImportError as error:
+    raise missing_dependency(str(error.name), "server") from None
+
+SAMPLE_TYPES: dict[int, tuple[np.dtype[Any], int, float]] = {
+    1: (np.dtype("u1"), 128, 2.0**7),
+    2: (np.dtype("<i2"), 0, 2.0**15),
+    4: (np.dtype("<i4"), 0, 2.0**31),
+}
+"""By bytes of a sample: its type, what silence is, and what is loudest."""
+_US = Attribution("cabochon", "")
+_LARGEST_EVENT = 1_000_000
+"""Bytes; clients send fractions of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class WyomingSettings:
+    """What the server offers and allows."""
+
+    name: str
+    """Of the model that transcribes."""
+    language: str | None = None
+    """That is spoken where a client does not say; None lets the model find out, which translations cannot."""
+    targets: tuple[str, ...] = ()
+    """Languages to translate into: a model each."""
+    longest_queue: int = 8
+    time_limit: float = 600.0
+    """Seconds."""
+    max_seconds: float = 300.0
+    """Of sound in one request."""
+    max_tokens: int = 1024
+
+    def target_of(self, name: str | None) -> str | None:
+        """Into which language a model of this name translates; None for the one that transcribes.
+
+        Raises:
+            RequestError: there is no such model.
+        """
+        if name in (None, "", self.name):
+            return None
+        for target in self.targets:
+            if name == self.model_name(target):
+                return target
+        known = ", ".join([self.name, *(self.model_name(target) for target in self.targets)])
+        raise RequestError(f"there is no model {name!r}, only {known}.")
+
+    def model_name(self, target: str) -> str:
+        """Of the model that translates into a language."""
+        return f"{self.name}-to-{language_name(target).replace(' ', '-')}"
+
+
+def describe(settings: WyomingSettings) -> Info:
+    """What clients are offered."""
+    version, languages = cabochon.__version__, sorted(LANGUAGE_NAMES)
+    about = {settings.name: "Transcribes"}
+    about |= {settings.model_name(each): f"Translates into {language_name(each)}" for each in settings.targets}
+    models = [AsrModel(name, _US, True, text, version, languages) for name, text in about.items()]
+    return Info(asr=[AsrProgram("cabochon", _US, True, "Gemma 4 on this device", version, models)])
+
+
+async def serve_wyoming(
+    model: Model, settings: WyomingSettings, host: str, port: int, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Answer until it is cancelled.
+
+    Args:
+        ready: called when clients can connect.
+
+    Raises:
+        RequestError: the address cannot be listened at.
+    """
+    queue = ModelQueue(settings.longest_queue, settings.time_limit)
+    server = AsyncTcpServer(host, port)
+
+    def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncEventHandler:
+        return _Handler(_LimitedReader(reader), writer, model, queue, settings)
+
+    try:
+        await server.start(handler)
+        ready()
+        await asyncio.Event().wait()
+    except OSError:
+        raise RequestError(f"{host}:{port} cannot be listened at: choose another --host or --port.") from None
+    finally:
+        await server.stop()
+        queue.close()
+
+
+class _LimitedReader:
+    """Refuses events that are too large to be speech."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+    async def readexactly(self, count: int) -> bytes:
+        """See `asyncio.StreamReader.readexactly`; ends the connection where it is too much."""
+        if not 0 <= count <= _LARGEST_EVENT:
+            raise ConnectionError(f"an event of {count} bytes")
+        return await self._reader.readexactly(count)
+
+
+class _Handler(AsyncEventHandler):
+    """One client."""
+
+    def __init__(
+        self, reader: Any, writer: asyncio.StreamWriter, model: Model, queue: ModelQueue, settings: WyomingSettings
+    ) -> None:
+        super().__init__(reader, writer)
+        self._model, self._queue, self._settings = model, queue, settings
+        self._wish = Transcribe()
+        self._chunks: list[Float32Array] = []
+        self._samples = 0
+        self._rate = model.audio_model.sample_rate
+
+    async def run(self) -> None:
+        """Receive events; what is no event ends the connection."""
+        try:
+            await super().run()
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, ConnectionError, RecursionError):
+            self.writer.close()
+
+    async def handle_event(self, event: Event) -> bool:
+        """See `AsyncEventHandler.handle_event`."""
+        try:
+            return await self._handle(event)
+        except (CabochonError, BusyError, TimeoutError) as error:
+            await self.write_event(Error(_sentence(error)).event())
+            return False
+
+    async def _handle(self, event: Event) -> bool:
+        if Describe.is_type(event.type):
+            await self.write_event(describe(self._settings).event())
+        elif Transcribe.is_type(event.type):
+            self._wish = Transcribe.from_event(event)
+        elif AudioStart.is_type(event.type):
+            self._chunks, self._samples = [], 0
+        elif AudioChunk.is_type(event.type):
+            self._hear(AudioChunk.from_event(event))
+        elif AudioStop.is_type(event.type):
+            await self.write_event(Transcript(await self._understand()).event())
+            return False
+        return True
+
+    def _hear(self, chunk: AudioChunk) -> None:
+        samples = samples_of(chunk)
+        if self._chunks and chunk.rate != self._rate:
+            raise RequestError(f"the sound changes from {self._rate} samples a second to {chunk.rate}: send one rate.")
+        self._rate = chunk.rate
+        self._samples += len(samples)
+        if self._samples > self._settings.max_seconds * chunk.rate:
+            raise RequestError(f"the sound is longer than {self._settings.max_seconds:.0f} s: end it at a pause.")
+        self._chunks.append(samples)
+
+    async def _understand(self) -> str:
+        settings, model = self._settings, self._model
+        language = self._wish.language or settings.language
+        target = settings.target_of(self._wish.name)
+        heard = np.concatenate([np.zeros(0, np.float32), *self._chunks])
+        waveform = np.clip(resample(heard, self._rate, model.audio_model.sample_rate), -1.0, 1.0)
+        self._chunks, self._samples = [], 0
+
+        def work() -> Iterator[SpokenPart]:
+            if target is None:
+                return transcribe_long(model, waveform, language, max_tokens=settings.max_tokens)
+            if language is None:
+                raise RequestError("to translate, the model has to know the spoken language.")
+            return translate_long(model, waveform, source=language, target=target, max_tokens=settings.max_tokens)
+
+        parts: Sequence[SpokenPart] = await self._queue.submit(work).all()
+        return " ".join(part.translation if target else part.transcript for part in parts)
+
+
+def samples_of(chunk: AudioChunk) -> Float32Array:
+    """Mono samples at the chunk's own rate, float32 [samples] in [-1, 1].
+
+    Raises:
+        RequestError: they are of a kind that nobody sends.
+    """
+    if chunk.width not in SAMPLE_TYPES or not 1 <= chunk.channels <= 8 or not 1000 <= chunk.rate <= 384_000:
+        raise RequestError(
+            f"the sound has {chunk.channels} channels, {chunk.width} bytes a sample and {chunk.rate} samples a second: "
+            "expected 1 to 8, 1, 2 or 4, and 1000 to 384000."
+        )
+    kind, silence, loudest = SAMPLE_TYPES[chunk.width]
+    frame = chunk.width * chunk.channels
+    whole = len(chunk.audio) - len(chunk.audio) % frame
+    values = np.frombuffer(chunk.audio[:whole], kind).reshape(-1, chunk.channels).astype(np.float32)
+    mono: Float32Array = ((values - np.float32(silence)) / np.float32(loudest)).mean(axis=1, dtype=np.float32)
+    return mono
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, BusyError):
+        return "too many requests wait: try again later."
+    if isinstance(error, TimeoutError):
+        return "the answer took longer than the server allows."
+    return " ".join(str(error).split())

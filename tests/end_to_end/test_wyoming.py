@@ -1,0 +1,179 @@
+"""The server for Home Assistant, asked by Wyoming's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import TINY, convert_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusals import refused
+from wyoming.asr import Transcribe, Transcript
+from wyoming.audio import AudioChunk, AudioStart, AudioStop
+from wyoming.client import AsyncTcpClient
+from wyoming.error import Error
+from wyoming.info import Describe, Info
+
+import cabochon
+from cabochon.wyoming_server import WyomingSettings, samples_of, serve_wyoming
+
+REFERENCES = {
+    reference["source"]: reference
+    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
+}
+SETTINGS = WyomingSettings("tiny", targets=("de", "French"), max_seconds=40.0, max_tokens=64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
+    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory), threads=2)
+
+
+def ask(
+    model: cabochon.Model, settings: WyomingSettings, talk: Callable[[AsyncTcpClient], Awaitable[object]]
+) -> object:
+    """What a client hears from a server that runs as long as it talks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    async def run() -> object:
+        ready = asyncio.Event()
+        serving = asyncio.create_task(serve_wyoming(model, settings, "127.0.0.1", port, ready.set))
+        await asyncio.wait_for(ready.wait(), 10)
+        try:
+            async with AsyncTcpClient("127.0.0.1", port) as client:
+                return await asyncio.wait_for(talk(client), 60)
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def speaking(
+    waveform: np.ndarray, wish: Transcribe, rate: int = 16_000, channels: int = 1
+) -> Callable[[AsyncTcpClient], Awaitable[object]]:
+    """Send a sound in pieces; the answer's text, or the error's."""
+    samples = np.repeat((waveform * 32767).astype("<i2")[:, None], channels, axis=1)
+
+    async def talk(client: AsyncTcpClient) -> object:
+        await client.write_event(wish.event())
+        await client.write_event(AudioStart(rate, 2, channels).event())
+        for start in range(0, len(samples), 1024):
+            chunk = AudioChunk(rate, 2, channels, samples[start : start + 1024].tobytes())
+            await client.write_event(chunk.event())
+        await client.write_event(AudioStop().event())
+        return await answer_of(client)
+
+    return talk
+
+
+async def answer_of(client: AsyncTcpClient) -> object:
+    event = await client.read_event()
+    if event is None:
+        return None
+    return Transcript.from_event(event).text if Transcript.is_type(event.type) else Error.from_event(event)
+
+
+def waveform_of(language: str) -> np.ndarray:
+    waveform, _ = soundfile.read(TINY / "demo" / REFERENCES[language]["file"], dtype="float32")
+    return np.asarray(waveform)
+
+
+def test_a_sentence_is_transcribed_and_translated_by_the_model_that_is_named(model: cabochon.Model) -> None:
+    english = waveform_of("en")
+    assert ask(model, SETTINGS, speaking(english, Transcribe(language="en"))) == REFERENCES["en"]["en"]
+    wish = Transcribe(name="tiny-to-German", language="en")
+    assert ask(model, SETTINGS, speaking(english, wish)) == REFERENCES["en"]["de"]
+    assert ask(model, SETTINGS, speaking(english, Transcribe(language="en"), channels=2)) == REFERENCES["en"]["en"]
+
+
+def test_clients_learn_what_there_is(model: cabochon.Model) -> None:
+    async def talk(client: AsyncTcpClient) -> object:
+        await client.write_event(Describe().event())
+        event = await client.read_event()
+        assert event is not None
+        return Info.from_event(event)
+
+    info = ask(model, SETTINGS, talk)
+    assert isinstance(info, Info)
+    names = [each.name for program in info.asr for each in program.models]
+    assert names == ["tiny", "tiny-to-German", "tiny-to-French"]
+    assert "en" in info.asr[0].models[0].languages
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (Transcribe(name="other", language="en"), "tiny-to-French"),
+        (Transcribe(name="tiny-to-German"), "spoken language"),
+        (Transcribe(language="xx"), "xx"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_sentence(model: cabochon.Model, wish: Transcribe, words: str) -> None:
+    answer = ask(model, SETTINGS, speaking(waveform_of("en"), wish))
+    assert isinstance(answer, Error)
+    assert words in answer.text
+    assert answer.text.endswith(".")
+
+
+def test_a_sound_without_end_is_refused(model: cabochon.Model) -> None:
+    answer = ask(model, SETTINGS, speaking(np.zeros(41 * 16_000, np.float32), Transcribe(language="en")))
+    assert isinstance(answer, Error)
+    assert "40 s" in answer.text
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=200)
+    | st.builds(
+        lambda kind, data, length: json.dumps({"type": kind, "data": data, "payload_length": length}).encode() + b"\n",
+        st.sampled_from(["audio-chunk", "audio-start", "audio-stop", "transcribe", "describe", "x", 7, None]),
+        st.dictionaries(st.sampled_from(["rate", "width", "channels", "name"]), st.integers() | st.none() | st.text())
+        | st.none(),
+        st.sampled_from([0, -1, 10**12, None, "a"]),
+    )
+)
+def test_whatever_one_client_sends_the_next_one_is_answered(model: cabochon.Model, content: bytes) -> None:
+    async def talk(client: AsyncTcpClient) -> object:
+        reader, writer = await asyncio.open_connection(client.host, client.port)
+        writer.write(content)
+        writer.write_eof()
+        await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        await client.write_event(Describe().event())
+        event = await client.read_event()
+        return event is not None and Info.is_type(event.type)
+
+    assert ask(model, SETTINGS, talk) is True
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_samples_of_every_width_are_the_same_sound(width: int) -> None:
+    wave = np.sin(np.arange(1000) / 5) * 0.5
+    kinds = {1: wave * 127 + 128, 2: wave * 32767, 4: wave * (2**31 - 1)}
+    dtype = {1: np.uint8, 2: np.dtype("<i2"), 4: np.dtype("<i4")}[width]
+    found = samples_of(AudioChunk(16_000, width, 1, kinds[width].astype(dtype).tobytes()))
+    assert np.abs(found - wave).max() < 0.02
+
+
+@pytest.mark.parametrize(("rate", "width", "channels"), [(0, 2, 1), (16_000, 3, 1), (16_000, 2, 0), (10**9, 2, 1)])
+def test_samples_that_nobody_sends_are_refused(rate: int, width: int, channels: int) -> None:
+    with refused(cabochon.RequestError, "expected"):
+        samples_of(AudioChunk(rate, width, channels, bytes(12)))
+
+
+def test_an_address_that_is_taken_is_refused(model: cabochon.Model) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with refused(cabochon.RequestError, str(port)):
+            asyncio.run(serve_wyoming(model, SETTINGS, "127.0.0.1", port))
