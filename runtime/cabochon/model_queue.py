@@ -33,6 +33,7 @@ class ModelQueue:
         self._time_limit = time_limit
         self._admitted = 0
         self._thread = ThreadPoolExecutor(1, "model")
+        self._closing = threading.Event()
 
     @property
     def admitted(self) -> int:
@@ -51,10 +52,11 @@ class ModelQueue:
         if self._admitted >= self._longest:
             raise BusyError
         self._admitted += 1
-        return Job(self._thread, make, self._time_limit, self._release)
+        return Job(self._thread, make, self._time_limit, self._closing, self._release)
 
     def close(self) -> None:
-        """Wait for the work that is being done; drop what waits."""
+        """End the work that is being done at its next item; drop what waits."""
+        self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
     def _release(self) -> None:
@@ -69,11 +71,13 @@ class Job(Generic[Item]):
         thread: ThreadPoolExecutor,
         make: Callable[[], Iterator[Item]],
         time_limit: float,
+        closing: threading.Event,
         done: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._items: asyncio.Queue[Any] = asyncio.Queue()
         self._cancelled = threading.Event()
+        self._closing = closing
         self._deadline = self._loop.time() + time_limit
         future = thread.submit(self._work, make)
         future.add_done_callback(lambda _: self._call(done))
@@ -105,7 +109,7 @@ class Job(Generic[Item]):
         try:
             if not self._cancelled.is_set():
                 for item in make():
-                    if self._cancelled.is_set():
+                    if self._cancelled.is_set() or self._closing.is_set():
                         return
                     self._call(self._items.put_nowait, item)
         except BaseException as error:  # whatever it is belongs to whoever waits for the answer

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from cabochon.model_queue import BusyError, ModelQueue
+
+
+def test_work_is_done_in_the_order_in_which_it_came_one_at_a_time() -> None:
+    running: list[str] = []
+
+    def work(name: str) -> Iterator[str]:
+        running.append(name)
+        assert len(running) == 1
+        yield f"{name}1"
+        time.sleep(0.01)
+        yield f"{name}2"
+        running.remove(name)
+
+    async def main() -> list[list[str]]:
+        queue = ModelQueue(5, 10)
+        jobs = [queue.submit(lambda name=name: work(name)) for name in "abc"]  # type: ignore[misc]
+        return await asyncio.gather(*(job.all() for job in jobs))
+
+    assert asyncio.run(main()) == [["a1", "a2"], ["b1", "b2"], ["c1", "c2"]]
+
+
+def test_more_than_may_wait_are_refused_until_there_is_room() -> None:
+    async def main() -> None:
+        queue, go = ModelQueue(2, 10), threading.Event()
+
+        def wait() -> Iterator[int]:
+            go.wait(5)
+            yield 1
+
+        jobs = [queue.submit(wait) for _ in range(2)]
+        with pytest.raises(BusyError):
+            queue.submit(wait)
+        go.set()
+        assert [await job.all() for job in jobs] == [[1], [1]]
+        while queue.admitted:
+            await asyncio.sleep(0.01)
+        assert await queue.submit(lambda: iter([2])).all() == [2]
+
+    asyncio.run(main())
+
+
+def test_an_error_reaches_whoever_waits_and_nobody_else() -> None:
+    def fail() -> Iterator[int]:
+        yield 1
+        raise ValueError("broken")
+
+    async def main() -> None:
+        queue = ModelQueue(5, 10)
+        failing, fine = queue.submit(fail), queue.submit(lambda: iter([2]))
+        with pytest.raises(ValueError, match="broken"):
+            await failing.all()
+        assert await fine.all() == [2]
+
+    asyncio.run(main())
+
+
+def test_closing_ends_endless_work() -> None:
+    async def main() -> None:
+        queue = ModelQueue(5, 10)
+        job = queue.submit(itertools.count)
+        assert await anext(aiter(job)) == 0
+        started = time.monotonic()
+        await asyncio.to_thread(queue.close)
+        assert time.monotonic() - started < 5
+
+    asyncio.run(main())
