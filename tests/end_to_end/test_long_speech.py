@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -142,7 +143,9 @@ def test_interrupted_work_is_gone_on_with_by_the_same_command(
     tmp_path = tmp_path_factory.mktemp("output")
     output = tmp_path / "long.json"
     command = [CABOCHON, "transcribe", str(package), str(longer), "--output", str(output)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # What is started in the background is born deaf to interrupts, and so are its children.
+    hear_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
     unfinished = output.with_name("long.json.unfinished")
     while not unfinished.exists() or len(unfinished.read_bytes().splitlines()) < 4:
         assert process.poll() is None
