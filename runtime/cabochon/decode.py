@@ -22,13 +22,18 @@ def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Fl
             f"the prompt takes {position + len(prompt)} of {decoder.capacity} positions, which leaves no room for an "
             "answer: shorten it (a conversation: start a new one), or raise the context length if the package allows."
         )
+    last: Float32Array = run_prompt(decoder, prompt, position)[-1]
+    return last
+
+
+def run_prompt(decoder: Decoder, prompt: PromptEmbeddings, position: int, logits_to_keep: int = 1) -> Float32Array:
+    """Run a piece of a prompt that fits, chunk by chunk; the last one gives the logits [logits_to_keep, vocabulary]."""
     logits = np.zeros((0, 0), np.float32)
     for start in range(0, len(prompt), LONGEST_RUN):
         chunk, is_last = slice(start, start + LONGEST_RUN), start + LONGEST_RUN >= len(prompt)
         inputs = prompt.inputs_embeds[chunk], prompt.per_layer_inputs[chunk]
-        logits = decoder.run(*inputs, position + start, logits_to_keep=int(is_last))
-    last: Float32Array = logits[-1]
-    return last
+        logits = decoder.run(*inputs, position + start, logits_to_keep=logits_to_keep if is_last else 0)
+    return logits
 
 
 def decode(

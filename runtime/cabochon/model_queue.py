@@ -11,6 +11,10 @@ from typing import Any, Generic, TypeVar
 
 Item = TypeVar("Item")
 
+BUSY = "too many requests wait: try again later."
+TOO_SLOW = "the answer took longer than the server allows."
+"""What a client is told of a `BusyError` and of a TimeoutError."""
+
 
 class BusyError(Exception):
     """As many requests wait as may."""

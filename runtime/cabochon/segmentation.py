@@ -141,8 +141,7 @@ class Segmenter:
         if probability >= (RELEASE if self._speaking else ONSET):
             self._speaking, self._voiced_end = True, self._position
         if not self._speaking:
-            while len(self._kept) > self._margin:
-                self._kept.popleft()
+            self._drop(len(self._kept) - self._margin)
             return None
         length = len(self._kept)
         if self._position - self._voiced_end >= self._ending_pause(length):
@@ -162,8 +161,7 @@ class Segmenter:
         segments = [self._segment(length)] if voiced >= self._least_voiced else []
         self._drop(length)
         self._speaking = False
-        while len(self._kept) > self._margin:
-            self._kept.popleft()
+        self._drop(len(self._kept) - self._margin)
         return segments
 
     def _cut(self) -> Segment:

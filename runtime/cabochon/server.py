@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from cabochon.errors import AudioError, CabochonError, RequestError, missing_dependency
 from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
-from cabochon.model_queue import BusyError, Job, ModelQueue
+from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, Job, ModelQueue
 from cabochon.pipeline import Model
 from cabochon.sampling import SamplingSettings
 from cabochon.transcript import format_srt, format_vtt
@@ -330,9 +330,9 @@ def _told(error: Exception) -> tuple[int, str]:
     """Status and sentence of an error that is expected."""
     match error:
         case BusyError():
-            return 429, "too many requests wait: try again later."
+            return 429, BUSY
         case TimeoutError():
-            return 408, "the answer took longer than the server allows."
+            return 408, TOO_SLOW
         case StarletteHTTPException():
             return error.status_code, str(error.detail)
         case RequestValidationError():

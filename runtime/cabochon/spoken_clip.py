@@ -8,12 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
-from cabochon.backend import LONGEST_RUN, Decoder
+from cabochon.backend import Decoder
+from cabochon.decode import run_prompt
 from cabochon.embedder import Embedder
 from cabochon.errors import AudioError, RequestError
 
@@ -134,13 +133,8 @@ class SpokenClip:
             )
         started = time.perf_counter()
         prompt = self._embedder.embed(tokens, self._audio, embeddings)
-        logits = np.zeros((0, 0), np.float32)
         with self._turn.held():
-            for start in range(0, len(prompt), LONGEST_RUN):
-                rows = slice(start, min(start + LONGEST_RUN, len(prompt)))
-                kept = logits_to_keep if rows.stop == len(prompt) else 0
-                inputs = prompt.inputs_embeds[rows], prompt.per_layer_inputs[rows]
-                logits = self._decoder.run(*inputs, self._position + start, logits_to_keep=kept)
+            logits = run_prompt(self._decoder, prompt, self._position, logits_to_keep)
         self._position += len(tokens)
         self.prefill_seconds += time.perf_counter() - started
         return logits[-1] if logits_to_keep else logits

@@ -17,7 +17,7 @@ from cabochon.arrays import Float32Array
 from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.languages import LANGUAGE_NAMES, language_name
 from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
-from cabochon.model_queue import BusyError, ModelQueue
+from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, ModelQueue
 from cabochon.pipeline import Model
 from cabochon.wav import resample
 
@@ -223,7 +223,7 @@ def samples_of(chunk: AudioChunk) -> Float32Array:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, BusyError):
-        return "too many requests wait: try again later."
+        return BUSY
     if isinstance(error, TimeoutError):
-        return "the answer took longer than the server allows."
+        return TOO_SLOW
     return " ".join(str(error).split())
