@@ -36,3 +36,11 @@ def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> Non
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
+
+
+def start_command(command: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """Start a command that can be interrupted: what a shell starts in the background is deaf to it, and so are its
+    children."""
+    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", hear, command, *map(str, arguments)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

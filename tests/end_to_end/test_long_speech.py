@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import re
 import signal
-import subprocess
 import time
 import tracemalloc
 from pathlib import Path
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from commands import CABOCHON, assert_refused, run_command
+from commands import CABOCHON, assert_refused, run_command, start_command
 from conftest import TINY
 from refusals import refused
 
@@ -143,9 +141,7 @@ def test_interrupted_work_is_gone_on_with_by_the_same_command(
     tmp_path = tmp_path_factory.mktemp("output")
     output = tmp_path / "long.json"
     command = [CABOCHON, "transcribe", str(package), str(longer), "--output", str(output)]
-    # What is started in the background is born deaf to interrupts, and so are its children.
-    hear_interrupts = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts)
+    process = start_command(*command)
     unfinished = output.with_name("long.json.unfinished")
     while not unfinished.exists() or len(unfinished.read_bytes().splitlines()) < 4:
         assert process.poll() is None
@@ -185,8 +181,7 @@ def test_short_parts_can_be_asked_for(model: cabochon.Model, long_file: Path) ->
 
 
 def test_a_file_is_listened_to_like_a_microphone(package: Path, long_file: Path) -> None:
-    command = [CABOCHON, "listen", str(package), "--input", str(long_file), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start_command(CABOCHON, "listen", package, "--input", long_file, "--json")
     assert process.stdout is not None
     first = json.loads(process.stdout.readline())
     assert first["transcript"] == REFERENCES["en"]["en"]

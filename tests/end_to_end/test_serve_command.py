@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from commands import CABOCHON, assert_refused, run_command
+from commands import CABOCHON, assert_refused, run_command, start_command
 from conftest import TINY, convert_tiny
 
 REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def free_port() -> int:
 def served(package: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port()
     command = [CABOCHON, "serve", str(package), "--port", str(port), "--name", "tiny", "--threads", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start_command(*command)
     assert process.stderr is not None
     try:
         assert f"http://127.0.0.1:{port}/v1" in process.stderr.readline()
