@@ -18,6 +18,9 @@ SHORTEST_SPEECH = 0.09
 SHORTEST_PAUSE = 0.1
 """Seconds, between words: enough to cut at where a segment would become too long."""
 
+DIGITAL_SILENCE = 2.0**-15
+"""Below the smallest step of 16 bits: what edited and gated sounds have in their pauses, and no microphone gives."""
+
 
 @dataclass(frozen=True, slots=True)
 class Segmentation:
@@ -26,8 +29,9 @@ class Segmentation:
     pause: float = 0.6
     """Silence that ends a segment. In the second half of the longest segment shorter ones do as well, to
     `SHORTEST_PAUSE` at its end; speech without any is cut where it is faintest."""
-    margin: float = 0.1
-    """Silence that is kept before and after speech."""
+    margin: float = 0.15
+    """Silence that is kept before and after speech, as far as it is what a microphone hears: models were not trained
+    with digital silence."""
     longest: float = 30.0
     """Of a segment; never more than the model takes."""
 
@@ -100,8 +104,7 @@ class Segmenter:
         """The sample up to which the segment that has begun goes, unless it becomes too long; 0 without one."""
         if not self._speaking:
             return 0
-        length = min(len(self._kept), self._first_unvoiced + self._margin)
-        return self.pending_start + length * self._samples
+        return self.pending_start + self._length_with_margin() * self._samples
 
     def heard(self, start: int, end: int) -> Float32Array:
         """Samples of the segment that has begun: float32 [end - start]; both are a multiple of its frames away."""
@@ -123,7 +126,7 @@ class Segmenter:
         if last:
             segments = self.push(np.zeros(self._samples - last, np.float32))
         if self._speaking:
-            segments += self._end(min(len(self._kept), self._first_unvoiced + self._margin))
+            segments += self._end(self._length_with_margin())
         if last and segments and segments[-1].end == self._offset + self._position * self._samples:
             # Without what was added to fill the last frame.
             segments[-1] = Segment(segments[-1].start, segments[-1].waveform[: last - self._samples])
@@ -134,18 +137,27 @@ class Segmenter:
         """Behind the last frame with speech, counted from the first that is kept."""
         return self._voiced_end - (self._position - len(self._kept))
 
+    def _length_with_margin(self) -> int:
+        """Frames that are kept, up to the margin behind the last one with speech."""
+        length = min(len(self._kept), self._first_unvoiced + self._margin)
+        while length > self._first_unvoiced and _is_digital_silence(self._kept[length - 1][0]):
+            length -= 1
+        return length
+
     def _hear(self, frame: Float32Array) -> Segment | None:
         probability = self._detector.probability(frame)
         self._kept.append((frame, probability))
         self._position += 1
         if probability >= (RELEASE if self._speaking else ONSET):
+            if not self._speaking:
+                self._drop_digital_silence()
             self._speaking, self._voiced_end = True, self._position
         if not self._speaking:
             self._drop(len(self._kept) - self._margin)
             return None
         length = len(self._kept)
         if self._position - self._voiced_end >= self._ending_pause(length):
-            ended = self._end(min(length, self._first_unvoiced + self._margin))
+            ended = self._end(self._length_with_margin())
             return ended[0] if ended else None
         return self._cut() if length >= self._longest else None
 
@@ -181,6 +193,15 @@ class Segmenter:
         frames = [frame for (frame, _), _ in zip(self._kept, range(length), strict=False)]
         return Segment(start, np.concatenate(frames))
 
+    def _drop_digital_silence(self) -> None:
+        """At the front of the margin before the frame in which speech begins."""
+        while len(self._kept) > 1 and _is_digital_silence(self._kept[0][0]):
+            self._drop(1)
+
     def _drop(self, length: int) -> None:
         for _ in range(length):
             self._kept.popleft()
+
+
+def _is_digital_silence(frame: Float32Array) -> bool:
+    return bool(np.abs(frame).max() < DIGITAL_SILENCE)

@@ -77,7 +77,7 @@ def test_parts_are_confirmed_in_order_and_the_last_one_when_the_recording_ends()
         events = list(listen(recording, segmenter(), Question(length_of), RATE, guess=False))
     confirmed = [event for event in events if isinstance(event, Confirmed)]
     assert [event.part.transcript for event in confirmed] == ["loud for 10", "loud for 20"]
-    assert confirmed[0].part.start == pytest.approx(0.9, abs=0.05)
+    assert confirmed[0].part.start == pytest.approx(1.0, abs=0.05)
     assert all(event.delay > 0 for event in confirmed)
     # An answer is shown while it comes.
     assert [event.text for event in events if isinstance(event, Pending)][:2] == ["loud for ", "loud for 10"]

@@ -81,9 +81,16 @@ def speech(*pieces: tuple[float, float]) -> np.ndarray:
 
 
 def test_a_sound_is_cut_at_its_pauses_and_keeps_a_margin_around_speech() -> None:
-    sound = speech((1, 0), (1, 0.9), (0.3, 0), (1, 0.9), (0.7, 0), (0.5, 0.9), (1, 0))
+    quiet = 0.001
+    sound = speech((1, quiet), (1, 0.9), (0.3, quiet), (1, 0.9), (0.7, quiet), (0.5, 0.9), (1, quiet))
     segments = cut(sound, Segmentation(pause=0.5, margin=0.1), [64])
     assert [(segment.start, segment.end) for segment in segments] == [(900, 3400), (3900, 4600)]
+
+
+def test_digital_silence_is_no_part_of_a_margin() -> None:
+    sound = speech((1, 0), (0.05, 0.001), (1, 0.9), (0.3, 0), (1, 0.9), (0.03, 0.001), (1, 0))
+    (segment,) = cut(sound, Segmentation(pause=0.5, margin=0.1), [64])
+    assert (segment.start, segment.end) == (1000, 3380)
 
 
 def test_speech_that_is_too_long_is_cut_where_it_is_faintest_never_in_its_first_half() -> None:
@@ -104,7 +111,7 @@ def test_near_its_longest_a_segment_ends_at_a_pause_that_would_not_end_a_short_o
 def test_what_is_pending_grows_until_the_segment_ends() -> None:
     segmenter = Segmenter(Loudness(), RATE, LONGEST, Segmentation(pause=0.5, margin=0.1))
     assert (segmenter.speaking, segmenter.pending) == (False, None)
-    segmenter.push(speech((1, 0), (0.5, 0.9)))
+    segmenter.push(speech((1, 0.001), (0.5, 0.9)))
     assert segmenter.speaking
     assert segmenter.pending is not None
     assert (segmenter.pending.start, segmenter.pending.end) == (900, 1500)
