@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
+from cabochon.manifest import KeyValueCache
 
 LONGEST_RUN = 512
 """Positions that one run takes at most: bounds the memory of activations and of sliding caches, and more are not faster
@@ -78,6 +81,32 @@ def kinds_bound_exactly(caches: Iterable[tuple[str, int]]) -> frozenset[str]:
     return frozenset(kind for kind, _ in pairs if all(heads == 1 for other, heads in pairs if other == kind))
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """What a decoder remembers of the positions before one: enough for the same engine to go on from there."""
+
+    end: int
+    """The position behind the last one."""
+    rows: tuple[Float32Array, ...]
+    """Keys, then values of each of the manifest's caches, [heads, rows, head size]: of all positions in full layers, of
+    the last ones that are seen from `end` on in sliding ones."""
+
+
+def rows_needed(cache: KeyValueCache, end: int) -> int:
+    """Rows of a cache that positions from `end` on can see."""
+    return min(end, cache.window - 1) if cache.window else end
+
+
+def refuse_unfitting_rows(rows: CacheRows, caches: Sequence[KeyValueCache], capacity: int) -> None:
+    """ValueError where caches cannot take these rows."""
+    expected = [
+        (cache.heads, rows_needed(cache, rows.end), cache.head_size) for cache in caches for _ in ("keys", "values")
+    ]
+    found = [each.shape for each in rows.rows]
+    if not 0 < rows.end <= capacity or found != expected or any(each.dtype != np.float32 for each in rows.rows):
+        raise ValueError(f"rows of {rows.end} positions do not fit these caches")
+
+
 class Decoder(Protocol):
     """The text decoder with its key-value cache."""
 
@@ -103,6 +132,16 @@ class Decoder(Protocol):
 
         Returns:
             Raw logits [logits_to_keep, vocabulary], valid until the next run.
+        """
+
+    def read_caches(self, end: int) -> CacheRows:
+        """A copy of what is remembered of the positions before `end`, from which on a run could start."""
+
+    def write_caches(self, rows: CacheRows) -> None:
+        """Remember these positions and forget all others; the next run starts at `rows.end` or at 0.
+
+        Raises:
+            ValueError: they are of another model, or more than there is room for.
         """
 
 
@@ -146,3 +185,5 @@ class Session:
 
     decoder: Decoder
     audio_encoder: AudioEncoder | None
+    library: str
+    """What runs them, with its version: another one rounds differently."""

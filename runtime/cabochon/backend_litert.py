@@ -14,7 +14,15 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import EngineSettings, Session, choose_capacity, refuse_impossible_run
+from cabochon.backend import (
+    CacheRows,
+    EngineSettings,
+    Session,
+    choose_capacity,
+    refuse_impossible_run,
+    refuse_unfitting_rows,
+    rows_needed,
+)
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, Graph
 from cabochon.package import Package, cache_folder
@@ -22,6 +30,7 @@ from cabochon.quiet import quiet
 from cabochon.vision_model import VisionModel
 
 try:
+    import ai_edge_litert
     from ai_edge_litert.compiled_model import CompiledModel
     from ai_edge_litert.cpu_options import CpuOptions
     from ai_edge_litert.environment import Environment
@@ -41,7 +50,7 @@ def open_litert_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
-    return Session(LitertDecoder(package, engine, settings), encoder)
+    return Session(LitertDecoder(package, engine, settings), encoder, f"ai-edge-litert {ai_edge_litert.__version__}")
 
 
 def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> LitertVisionEncoder:
@@ -71,6 +80,8 @@ class LitertDecoder:
                 f"manifest says {text.context_length}: convert the checkpoint again."
             )
         self._current = self._steps[0]
+        self._caches = engine.caches
+        self._earliest_position = 0
         self._logits = np.zeros((0, text.vocabulary_size), np.float32)
 
     @property
@@ -81,7 +92,7 @@ class LitertDecoder:
     @property
     def earliest_position(self) -> int:
         """See `Decoder.earliest_position`."""
-        return 0
+        return self._earliest_position
 
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
@@ -107,10 +118,28 @@ class LitertDecoder:
             self._logits[index] = self._current.decode.logits()
         return self._logits
 
+    def read_caches(self, end: int) -> CacheRows:
+        """See `Decoder.read_caches`."""
+        pairs = [(rows_needed(cache, end), (cache.past_key, cache.past_value)) for cache in self._caches]
+        rows = [self._current.rows(name)[end - count : end].swapaxes(0, 1) for count, names in pairs for name in names]
+        return CacheRows(end, tuple(map(np.ascontiguousarray, rows)))
+
+    def write_caches(self, rows: CacheRows) -> None:
+        """See `Decoder.write_caches`."""
+        refuse_unfitting_rows(rows, self._caches, self._capacity)
+        self._current = next(steps for steps in self._steps if steps.length >= rows.end)
+        given = iter(rows.rows)
+        for cache in self._caches:
+            for name in (cache.past_key, cache.past_value):
+                values = next(given)
+                self._current.write_rows(name, rows.end - values.shape[1], values.swapaxes(0, 1))
+        is_whole = all(rows_needed(cache, rows.end) == rows.end for cache in self._caches)
+        self._earliest_position = 0 if is_whole else rows.end
+
     def _make_room(self, position: int, count: int) -> None:
         """Choose the caches that the positions fit into, and take along what is before them."""
         if position == 0:
-            self._current = self._steps[0]
+            self._current, self._earliest_position = self._steps[0], 0
         if position + count > self._current.length:
             longer = next(steps for steps in self._steps if steps.length >= position + count)
             if position:
@@ -145,14 +174,28 @@ class _Steps:
 
     def copy_caches(self, shorter: _Steps, count: int) -> None:
         """Take over the first positions of shorter caches."""
+        for name in self._names:
+            self._write(name, 0, shorter._read(name)[:count])
+
+    def rows(self, name: str) -> Float32Array:
+        """Of one cache: [positions, heads, head size]."""
+        rows: Float32Array = self._read(name)[:, 0]
+        return rows
+
+    def write_rows(self, name: str, first: int, rows: Float32Array) -> None:
+        """Of one cache, [positions, heads, head size]; all others become zero."""
+        self._write(name, first, rows[:, None])
+
+    def _read(self, name: str) -> Float32Array:
+        """[positions, 1, heads, head size]"""
         self._all_runs()
-        shorter._all_runs()
-        key, other_key = self._keys[0], shorter._keys[0]
-        for name, axis in self._names.items():
-            rows = np.moveaxis(_read(shorter._model, other_key, name, shorter._caches[name]), axis, 0)[:count]
-            values = np.zeros(self._model.get_input_tensor_details(key)[name]["shape"], np.float32)
-            np.moveaxis(values, axis, 0)[:count] = rows
-            self._caches[name].write(values)
+        return np.moveaxis(_read(self._model, self._keys[0], name, self._caches[name]), self._names[name], 0)
+
+    def _write(self, name: str, first: int, rows: Float32Array) -> None:
+        self._all_runs()
+        values = np.zeros(self._model.get_input_tensor_details(self._keys[0])[name]["shape"], np.float32)
+        np.moveaxis(values, self._names[name], 0)[first : first + len(rows)] = rows
+        self._caches[name].write(values)
 
     def _all_runs(self) -> list[_Run]:
         """By length; buffers are made when they are first used."""

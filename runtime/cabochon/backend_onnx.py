@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import EngineSettings, Session, choose_capacity, kinds_bound_exactly, refuse_impossible_run
+from cabochon.backend import (
+    CacheRows,
+    EngineSettings,
+    Session,
+    choose_capacity,
+    kinds_bound_exactly,
+    refuse_impossible_run,
+    refuse_unfitting_rows,
+    rows_needed,
+)
 from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import Engine, KeyValueCache, TextModel
 from cabochon.package import Package
@@ -29,7 +38,7 @@ def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = OnnxAudioEncoder(package.path(engine.audio_encoder.file), settings)
-    return Session(decoder, encoder)
+    return Session(decoder, encoder, f"onnxruntime {onnxruntime.__version__}")
 
 
 def open_onnx_vision_encoder(package: Package, settings: EngineSettings) -> OnnxVisionEncoder:
@@ -99,6 +108,27 @@ class OnnxDecoder:
         self._logits_to_keep[0] = kept
         self._session.run_with_iobinding(self._binding)
         return self._logits[:logits_to_keep]
+
+    def read_caches(self, end: int) -> CacheRows:
+        """See `Decoder.read_caches`."""
+        rows = []
+        for cache, pair in zip(self._caches, self._buffers, strict=True):
+            held = slice(0, end)
+            if cache.window and self._sliding is not None:
+                held = self._sliding.rows_before(end, rows_needed(cache, end))
+            rows += [buffer[0, :, held].copy() for buffer in pair]
+        return CacheRows(end, tuple(rows))
+
+    def write_caches(self, rows: CacheRows) -> None:
+        """See `Decoder.write_caches`."""
+        refuse_unfitting_rows(rows, self._caches, self._capacity)
+        given = iter(rows.rows)
+        for cache, pair in zip(self._caches, self._buffers, strict=True):
+            held = slice(0, rows.end)
+            if cache.window and self._sliding is not None:
+                held = self._sliding.refill(rows.end, rows_needed(cache, rows.end))
+            for buffer in pair:
+                buffer[0, :, held] = next(given)
 
     def _rows_of(self, cache: KeyValueCache) -> int:
         return sliding_capacity(cache.window, self._capacity) if cache.window else self._capacity

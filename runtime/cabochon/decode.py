@@ -17,13 +17,18 @@ def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Fl
     """Run a prompt chunk by chunk; returns the raw logits [vocabulary] after its last position."""
     if len(prompt) == 0:
         raise RequestError("the prompt is empty.")
-    if position + len(prompt) >= decoder.capacity:
-        raise RequestError(
-            f"the prompt takes {position + len(prompt)} of {decoder.capacity} positions, which leaves no room for an "
-            "answer: shorten it (a conversation: start a new one), or raise the context length if the package allows."
-        )
+    require_room(decoder, position + len(prompt))
     last: Float32Array = run_prompt(decoder, prompt, position)[-1]
     return last
+
+
+def require_room(decoder: Decoder, end: int) -> None:
+    """RequestError where a prompt that ends at a position leaves no room for an answer."""
+    if end >= decoder.capacity:
+        raise RequestError(
+            f"the prompt takes {end} of {decoder.capacity} positions, which leaves no room for an answer: shorten it "
+            "(a conversation: start a new one), or raise the context length if the package allows."
+        )
 
 
 def run_prompt(decoder: Decoder, prompt: PromptEmbeddings, position: int, logits_to_keep: int = 1) -> Float32Array:

@@ -80,10 +80,15 @@ def file_chunks(path: Path) -> Iterator[memoryview]:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file whole: whoever reads meanwhile finds the old one or the new one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write a file whole: whoever reads meanwhile finds the old one or the new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

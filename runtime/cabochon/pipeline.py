@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -15,12 +16,14 @@ from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
 from cabochon.backend import EngineSettings
-from cabochon.decode import decode, prefill
+from cabochon.cache_file import CACHE_FORMAT
+from cabochon.decode import decode, prefill, require_room
 from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import choose_engine, open_session
 from cabochon.errors import AudioError, CabochonError, RequestError
-from cabochon.manifest import Prompts
-from cabochon.package import Package, open_package
+from cabochon.kept_prefixes import KeptPrefixes
+from cabochon.manifest import MANIFEST_NAME, Prompts
+from cabochon.package import Package, cache_folder, hash_file, open_package
 from cabochon.prompt import (
     Message,
     PromptWriter,
@@ -135,6 +138,9 @@ class Model:
         self._embedder = open_embedder(package, engine)
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
         self._prompts = PromptWriter(package, self._tokenizer)
+        self._prefixes = KeptPrefixes(
+            self._session.decoder, self._embedder, _identity(package, self._session.library), _prefix_folder()
+        )
         self._answers_started = 0
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
@@ -142,16 +148,13 @@ class Model:
     def transcribe(self, sound: SoundSource, language: str | None = None, max_tokens: int = 1024) -> Answer:
         """What is said in a clip; `language` is an English name or code, None when it is not known."""
         instruction = transcription_instruction(self.package.manifest.prompts, language)
-        message = Message("user", instruction, has_audio=True)
-        return self._answer([message], self._hear(sound), GREEDY, max_tokens)
+        return self._obey(instruction, sound, max_tokens)
 
     def translate(self, sound: SoundSource, *, source: str, target: str, max_tokens: int = 1024) -> Translation:
         """Transcript of a clip in its source language, then its translation into the target language."""
         prompts = self.package.manifest.prompts
         instruction = translation_instruction(prompts, source, target)
-        message = Message("user", instruction, has_audio=True)
-        answer = self._answer([message], self._hear(sound), GREEDY, max_tokens)
-        return Translation(answer, prompts, target)
+        return Translation(self._obey(instruction, sound, max_tokens), prompts, target)
 
     def start_clip(self, language: str | None = None, *, target: str | None = None) -> SpokenClip | None:
         """A clip that is heard while it is spoken; None where the engine takes whole clips only.
@@ -212,8 +215,19 @@ class Model:
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
         return self._answer(messages, None if sound is None else self._hear(sound), settings, max_tokens)
 
+    def _obey(self, instruction: str, sound: SoundSource, max_tokens: int) -> Answer:
+        """One of the published instructions, which come again and again."""
+        message = Message("user", instruction, has_audio=True)
+        return self._answer([message], self._hear(sound), GREEDY, max_tokens, keep_prefix=True)
+
     def _answer(
-        self, messages: Sequence[Message], clip: Sound | None, settings: SamplingSettings, max_tokens: int
+        self,
+        messages: Sequence[Message],
+        clip: Sound | None,
+        settings: SamplingSettings,
+        max_tokens: int,
+        *,
+        keep_prefix: bool = False,
     ) -> Answer:
         if not isinstance(max_tokens, int) or max_tokens < 1:
             raise RequestError(f"an answer of at most {max_tokens!r} tokens was asked for, expected a positive number.")
@@ -226,9 +240,11 @@ class Model:
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
         tokens = self._prompts.write(messages, 0 if audio_embeddings is None else len(audio_embeddings))
-        prompt = self._embedder.embed(tokens, self.package.manifest.audio, audio_embeddings)
-        statistics.prompt_positions = len(prompt)
-        return Answer(self._pieces(prompt, settings, max_tokens, statistics), statistics, note)
+        audio = self.package.manifest.audio
+        prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
+        prompt = self._embedder.embed(tokens[len(prefix) :], audio, audio_embeddings)
+        statistics.prompt_positions = len(tokens)
+        return Answer(self._pieces(prefix, prompt, settings, max_tokens, statistics), statistics, note)
 
     def _hear(self, sound: SoundSource) -> Sound:
         audio = self.audio_model
@@ -269,15 +285,23 @@ class Model:
         return audio
 
     def _pieces(
-        self, prompt: PromptEmbeddings, settings: SamplingSettings, max_tokens: int, statistics: Statistics
+        self,
+        prefix: Sequence[int],
+        prompt: PromptEmbeddings,
+        settings: SamplingSettings,
+        max_tokens: int,
+        statistics: Statistics,
     ) -> Iterator[str]:
         """embeddings → decode loop → text."""
+        decoder, end = self._session.decoder, len(prefix) + len(prompt)
         with self._lock:
             turn = self._take_turn()
             started = time.perf_counter()
-            logits = prefill(self._session.decoder, prompt)
+            require_room(decoder, end)
+            self._prefixes.run(prefix)
+            logits = prefill(decoder, prompt, len(prefix))
             statistics.prefill_seconds = time.perf_counter() - started
-        yield from self._decoded(logits, len(prompt), settings, max_tokens, statistics, turn)
+        yield from self._decoded(logits, end, settings, max_tokens, statistics, turn)
 
     @contextmanager
     def _held(self, turn: int) -> Iterator[None]:
@@ -334,6 +358,11 @@ class _ClipTurn:
         with model._lock:
             self.number = model._take_turn()
 
+    def begin(self, tokens: Sequence[int]) -> None:
+        """See `Turn.begin`."""
+        with self.held():
+            self._model._prefixes.run(tokens)
+
     def held(self) -> AbstractContextManager[None]:
         """See `Turn.held`."""
         return self._model._held(self.number)
@@ -341,6 +370,18 @@ class _ClipTurn:
     def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
         """See `Turn.decode`."""
         return self._model._decoded(logits, position, GREEDY, max_tokens, Statistics(), self.number)
+
+
+def _identity(package: Package, library: str) -> str:
+    """Of everything that decides about keys and values."""
+    return f"{hash_file(package.path(MANIFEST_NAME))} {library} {CACHE_FORMAT}"
+
+
+def _prefix_folder() -> Path | None:
+    try:
+        return cache_folder() / "prefixes"
+    except RuntimeError:  # the user has no home
+        return None
 
 
 def load(package: str | os.PathLike[str], *, engine: str = "", threads: int = 0, context_length: int = 0) -> Model:

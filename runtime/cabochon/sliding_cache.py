@@ -58,6 +58,17 @@ class SlidingCaches:
         first = max(0, rows - (self._window - 1))
         return range(first, rows + count)
 
+    def rows_before(self, end: int, count: int) -> slice:
+        """The rows of the last positions before one from which on a run could start."""
+        if not self.earliest_position <= end <= self._end:
+            raise ValueError(f"position {end} is not from {self.earliest_position} to {self._end}")
+        return slice(end - self._first - count, end - self._first)
+
+    def refill(self, end: int, count: int) -> slice:
+        """Hold that many positions before one and no others; returns the rows to write them to."""
+        self._first, self._end = end - count, end
+        return slice(0, count)
+
     def _move(self, rows: int, count: int) -> int:
         """Move the newest rows to the front; more than a window where there is room, so that runs can go back."""
         spare = (self._capacity - self._window) // 2  # for runs to come: moving is rare when they are short

@@ -27,6 +27,9 @@ class Turn(Protocol):
     def number(self) -> int:
         """Of answers on this model."""
 
+    def begin(self, tokens: Sequence[int]) -> None:
+        """Bring the decoder to where it is after the first tokens of a prompt."""
+
     def held(self) -> AbstractContextManager[None]:
         """Within it nobody else uses the decoder; RequestError where another answer was started."""
 
@@ -58,10 +61,11 @@ class SpokenClip:
     ) -> None:
         self._decoder, self._embedder, self._audio, self._stream = decoder, embedder, audio, stream
         self._prompt, self._turn = prompt, turn
-        self._samples = self._position = 0
+        self._samples = 0
         self._finished = False
         self.prefill_seconds = self.encode_seconds = 0.0
-        self._run(prompt.before, None)
+        self._turn.begin(prompt.before)
+        self._position = len(prompt.before)
 
     @property
     def samples(self) -> int:

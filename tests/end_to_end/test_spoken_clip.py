@@ -102,3 +102,45 @@ def test_clips_that_cannot_be_are_refused(model: cabochon.Model) -> None:
 
 def test_an_engine_that_takes_whole_clips_says_so(tiny_litert_float_package: Path) -> None:
     assert cabochon.load(tiny_litert_float_package).start_clip("en") is None
+
+
+@pytest.mark.parametrize("engine", ["onnx", "litert"])
+def test_an_instruction_that_is_kept_changes_no_answer_and_is_not_run_again(
+    engine: str,
+    tiny_litert_package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    package = tiny_litert_package if engine == "litert" else convert_tiny("int4-mixed", tmp_path_factory)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    reference = REFERENCES[0]
+    asked = {"source": reference["source"], "target": reference["target"]}
+    found, firsts = [], []
+    for _ in range(2):  # processes, as it were
+        model = cabochon.load(package, threads=2)
+        positions = noted_positions(model, monkeypatch)
+        for _ in range(2):
+            positions.clear()
+            found.append(model.translate(waveform_of(reference), **asked).finish())
+            firsts.append(positions[0])
+    assert len(set(found)) == 1
+    assert firsts[0] == 0
+    assert len(set(firsts[1:])) == 1
+    assert firsts[1] > 10
+
+
+def noted_positions(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Where the runs of the decoder begin."""
+    positions: list[int] = []
+    decoder = model._session.decoder
+    run = decoder.run
+
+    def note(
+        inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
+    ) -> np.ndarray:
+        positions.append(position)
+        return run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
+
+    monkeypatch.setattr(decoder, "run", note)
+    return positions

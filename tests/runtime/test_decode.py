@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from conftest import GOLDEN_MANIFEST
+from counting_decoder import EMBEDDER, HIDDEN, PAD, Counted, CountingDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
@@ -17,42 +18,7 @@ from cabochon.errors import RequestError
 from cabochon.manifest import manifest_from_text
 from cabochon.sampling import Sampler, SamplingSettings
 
-VOCABULARY, HIDDEN, WIDTH, PAD = 100, 4, 6, 0
 STOP = 50
-
-
-class CountingDecoder:
-    """Answers every token with the next number, and notes what it was run on."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.earliest_position = 0
-        self.runs: list[tuple[int, int]] = []
-        self.logits_given: list[int] = []
-
-    def run(
-        self, inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
-    ) -> np.ndarray:
-        assert len(inputs_embeds) == len(per_layer_inputs)
-        assert position + len(inputs_embeds) <= self.capacity
-        self.runs.append((position, len(inputs_embeds)))
-        self.logits_given.append(logits_to_keep)
-        logits = np.zeros((logits_to_keep, VOCABULARY), np.float32)
-        logits[-1:, int(inputs_embeds[-1, 0]) + 1] = 1
-        return logits
-
-
-class Counted:
-    """Rows that hold their token."""
-
-    def __init__(self, columns: int) -> None:
-        self._columns = columns
-
-    def look_up(self, tokens: Sequence[int]) -> np.ndarray:
-        return np.repeat(np.array(tokens, np.float32)[:, None], self._columns, axis=1)
-
-
-EMBEDDER = Embedder(Counted(HIDDEN), Counted(WIDTH), PAD)
 
 
 @pytest.fixture(scope="module")
