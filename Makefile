@@ -6,7 +6,7 @@ VENV = .venv
 RUNTIME_VENV = .venv-runtime
 SET_UP = pyproject.toml constraints.txt
 
-# The tests look at reports in one of these.
+# The tests look at reports and at the server's page in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
 .PHONY: setup browser demo test test-fullsize bench-fullsize fidelity lint fmt bench clean
@@ -41,7 +41,7 @@ browser:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; \
 	else \
-		echo "The tests look at reports in a browser: install chromium (Debian: apt install chromium)." >&2; exit 1; \
+		echo "The tests look at pages in a browser: install chromium (Debian: apt install chromium)." >&2; exit 1; \
 	fi
 
 $(VENV)/demo-litert.stamp: $(SET_UP) | $(VENV)/bin/python

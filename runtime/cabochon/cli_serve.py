@@ -6,10 +6,12 @@ import argparse
 import asyncio
 import ipaddress
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from cabochon.addresses import is_loopback
 from cabochon.cli_arguments import add_model_arguments, load_model, positive_count, seconds
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.languages import language_name
@@ -33,6 +35,10 @@ def add_serve_command(commands: Any) -> None:
     serve.add_argument(
         "--max-megabytes", type=positive_count, default=64, help="largest request (default: %(default)s)"
     )
+    serve.add_argument(
+        "--allow-host", type=_machine_name, action="append", default=[], metavar="NAME",
+        help="under which others address this server, beside --host; may be repeated",
+    )  # fmt: skip
 
 
 def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
@@ -47,6 +53,17 @@ def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
         "--time-limit", type=seconds, default=600.0, metavar="SECONDS",
         help="for a request, waiting included (default: %(default)g)",
     )  # fmt: skip
+
+
+def _machine_name(text: str) -> str:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no name of a machine, such as pi.local (no scheme, no port)"
+            ) from None
+    return text
 
 
 def _check_port(arguments: argparse.Namespace) -> None:
@@ -64,7 +81,7 @@ def _serve_wyoming(arguments: argparse.Namespace) -> None:
     _check_port(arguments)
     for language in (*arguments.to, *filter(None, [arguments.language])):
         language_name(language)
-    if not _is_loopback(arguments.host):
+    if not is_loopback(arguments.host):
         print(f"note: anybody who reaches {arguments.host} is answered.", file=sys.stderr)
     model, _ = load_model(arguments)
     settings = WyomingSettings(
@@ -92,7 +109,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise missing_dependency(str(error.name), "server") from None
     _check_port(arguments)
     key = os.environ.get(KEY_VARIABLE, "")
-    if not key and not _is_loopback(arguments.host):
+    if not key and not is_loopback(arguments.host):
         print(f"note: anybody who reaches {arguments.host} is answered: set {KEY_VARIABLE}.", file=sys.stderr)
     model, load_seconds = load_model(arguments)
     settings = ServerSettings(
@@ -102,12 +119,16 @@ def _serve(arguments: argparse.Namespace) -> None:
         time_limit=arguments.time_limit,
         max_bytes=arguments.max_megabytes * 1_000_000,
         max_tokens=arguments.max_tokens,
+        host=arguments.host,
+        names=tuple(arguments.allow_host),
     )
     server = uvicorn.Server(
         uvicorn.Config(create_app(model, settings), arguments.host, arguments.port, log_level="warning")
     )
+    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+    address = f"http://{host}:{arguments.port}"
     print(
-        f"note: loaded in {load_seconds:.1f} s; http://{arguments.host}:{arguments.port}/v1, Ctrl-C ends it.",
+        f"note: loaded in {load_seconds:.1f} s; {address} in a browser, {address}/v1 for programs, Ctrl-C ends it.",
         file=sys.stderr,
     )
     try:
@@ -116,10 +137,3 @@ def _serve(arguments: argparse.Namespace) -> None:
         raise RequestError(
             f"{arguments.host}:{arguments.port} cannot be listened at: choose another --host or --port."
         ) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -22,15 +22,17 @@ from cabochon.pipeline import Model
 from cabochon.sampling import SamplingSettings
 from cabochon.transcript import format_srt, format_vtt
 from cabochon.wav import SoundFile
+from cabochon.web_page import make_web_page
 
 try:
     from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+    from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
     from pydantic import BaseModel
     from starlette.exceptions import HTTPException as StarletteHTTPException
 
     from cabochon.server_limits import LimitedBodies
+    from cabochon.server_origins import OwnOrigins
     from cabochon.server_requests import ChatRequest
 except ImportError as error:
     raise missing_dependency(str(error.name), "server") from None
@@ -45,7 +47,7 @@ class ServerSettings:
     name: str
     """Of the model, as clients see it."""
     api_key: str = ""
-    """Without it nothing but /healthz is answered; empty: everybody is."""
+    """Without it nothing but the page and /healthz is answered; empty: everybody is."""
     longest_queue: int = 8
     """Requests that wait or are answered; more are refused with status 429."""
     time_limit: float = 600.0
@@ -54,6 +56,10 @@ class ServerSettings:
     """Of a request."""
     max_tokens: int = 1024
     """Of an answer."""
+    host: str = "127.0.0.1"
+    """Listened at."""
+    names: tuple[str, ...] = ()
+    """Further ones under which the server may be addressed."""
 
 
 class _Error(BaseModel):
@@ -72,6 +78,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in (
         (400, "The request cannot be fulfilled."),
         (401, "The API key is missing or wrong."),
+        (403, "The request is addressed to another server, or comes from the page of another site."),
         (408, "It took too long."),
         (413, "The request is too large."),
         (422, "The request has another shape than expected."),
@@ -96,7 +103,9 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
 
     app = FastAPI(title="cabochon", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBodies, max_bytes=settings.max_bytes)
+    app.add_middleware(OwnOrigins, host=settings.host, names=settings.names)
     _explain_errors(app)
+    page = make_web_page(settings.name, settings.max_bytes)
 
     def check_key(request: Request) -> None:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -104,6 +113,10 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
             raise HTTPException(401, "the API key is missing or wrong.", {"WWW-Authenticate": "Bearer"})
 
     guarded: dict[str, Any] = {"dependencies": [Depends(check_key)]}
+
+    @app.get("/", include_in_schema=False)
+    def web_page() -> Response:
+        return HTMLResponse(page.content, headers=page.headers)
 
     @app.get("/healthz")
     def healthz() -> dict[str, Any]:
@@ -239,8 +252,11 @@ async def _heard(
 
 def _done(hearing: _Hearing) -> Callable[[list[Any]], list[str]]:
     def finish(items: list[Any]) -> list[str]:
-        text = " ".join(hearing.text(item) for item in items if isinstance(item, SpokenPart))
-        return [json.dumps({"type": "transcript.text.done", "text": text}, ensure_ascii=False)]
+        parts = [item for item in items if isinstance(item, SpokenPart)]
+        event = {"type": "transcript.text.done", "text": " ".join(map(hearing.text, parts))}
+        if hearing.target:
+            event["transcript"] = " ".join(part.transcript for part in parts)
+        return [json.dumps(event, ensure_ascii=False)]
 
     return finish
 

@@ -21,7 +21,7 @@ class LimitedBodies:
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_bytes:
-            await self._refusal()(scope, receive, send)
+            await refusal(413, self._sentence)(scope, receive, send)
             return
         read = 0
 
@@ -39,6 +39,8 @@ class LimitedBodies:
     def _sentence(self) -> str:
         return f"the request has more than {self._max_bytes} bytes."
 
-    def _refusal(self) -> JSONResponse:
-        error = {"message": self._sentence, "type": "invalid_request_error", "param": None, "code": None}
-        return JSONResponse({"error": error}, 413)
+
+def refusal(status: int, sentence: str) -> JSONResponse:
+    """An answer to a request that does not reach the application, in OpenAI's shape."""
+    error = {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": error}, status)

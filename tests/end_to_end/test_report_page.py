@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from browser import find_browser
 from PIL import Image
 from verified import VerifiedPackages
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_SECONDS = 300
 PLOTS = {
     "audio", "chrf", "divergence", "layers-audio", "layers-decoder", "logits", "size", "size-quality",
@@ -57,10 +56,7 @@ found.verdict = document.querySelector(".verdict")?.textContent;
 
 @pytest.fixture(scope="module")
 def browser() -> str:
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        pytest.fail(f"none of {', '.join(BROWSERS)} is on PATH: install chromium (Debian: apt install chromium).")
-    return found
+    return find_browser()
 
 
 @pytest.fixture(scope="module")

@@ -120,3 +120,32 @@ def test_a_server_that_others_reach_asks_for_a_key(package: Path) -> None:
     result = run_command(CABOCHON, "serve", package, "--host", "203.0.113.1", "--port", "8642")
     assert result.returncode == 2
     assert "CABOCHON_API_KEY" in result.stderr
+
+
+def test_a_name_that_is_none_is_no_further_name_of_the_server(package: Path) -> None:
+    for name in ("http://pi.local", "pi.local:8642", "", "a b", "*"):
+        result = run_command(CABOCHON, "serve", package, "--allow-host", name)
+        assert result.returncode == 2
+        assert "no name of a machine" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_the_command_tells_where_the_page_is_and_answers_to_its_names(package: Path) -> None:
+    port = free_port()
+    names = ("--allow-host", "pi.local", "--allow-host", "10.0.0.7")
+    process = start_command(CABOCHON, "serve", str(package), "--port", str(port), *names)
+    assert process.stderr is not None
+    address = f"http://127.0.0.1:{port}"
+    try:
+        assert f"{address} in a browser" in process.stderr.readline()
+        ends = time.monotonic() + 20
+        while not answers(address):
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        assert "Hold to talk" in httpx.get(address).text
+        for host in ("pi.local", f"10.0.0.7:{port}", f"localhost:{port}"):
+            assert httpx.get(f"{address}/healthz", headers={"Host": host}).status_code == 200
+        assert httpx.get(f"{address}/healthz", headers={"Host": "example.com"}).status_code == 403
+    finally:
+        process.kill()
+        process.communicate()

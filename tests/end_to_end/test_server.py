@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-import socket
-import threading
-import time
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,13 @@ import openai
 import pytest
 import schemathesis
 import soundfile
-import uvicorn
 from conftest import TINY, convert_tiny
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from served import Served, wait_until
 
 import cabochon
-from cabochon.server import ServerSettings, create_app
+from cabochon.server import ServerSettings
 
 REFERENCES = {
     reference["source"]: reference
@@ -38,37 +37,6 @@ KEY = "secret"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
     return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory), threads=2)
-
-
-class Served:
-    """A server in a thread, at a port that was free."""
-
-    def __init__(self, model: cabochon.Model, settings: ServerSettings) -> None:
-        self.app = create_app(model, settings)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
-        port = int(self.address.rpartition(":")[2])
-        self._server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", port, log_level="error"))
-        self._thread = threading.Thread(target=self._server.run)
-        self._clients: list[openai.OpenAI] = []
-
-    def __enter__(self) -> Served:
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for client in self._clients:
-            client.close()
-        self._server.should_exit = True
-        self._thread.join()
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        client = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0)
-        self._clients.append(client)
-        return client
 
 
 @pytest.fixture(scope="module")
@@ -251,13 +219,6 @@ def test_who_hangs_up_does_not_hold_the_line(served: Served, long_sound: Path) -
     wait_until(lambda: httpx.get(f"{served.address}/healthz").json()["requests"] == 0)
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < ends
-        time.sleep(0.05)
-
-
 OPERATIONS = ("GET /healthz", "GET /v1/models", "POST /v1/audio/transcriptions", "POST /v1/audio/translations",
               "POST /v1/chat/completions")  # fmt: skip
 
@@ -275,3 +236,93 @@ def test_no_request_of_a_fuzzer_breaks_the_server(served: Served, operation: str
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     ask()
+
+
+def multipart(language: str) -> dict[str, object]:
+    return {"files": {"file": ("a.wav", ENGLISH.read_bytes())}, "data": {"language": language}}
+
+
+def test_the_page_of_another_site_is_refused_whatever_it_asks_for(served: Served) -> None:
+    port = served.address.rpartition(":")[2]
+    others = (
+        "https://example.com", "http://127.0.0.1", f"http://localhost:{port}", f"http://127.0.0.1:{port}9", "null", "",
+        f"ftp://127.0.0.1:{port}", f"http://127.0.0.1:{port}@example.com", "chrome-extension://abcdef",
+    )  # fmt: skip
+    url = f"{served.address}/v1/audio/transcriptions"
+    for origin in others:
+        answer = httpx.post(url, headers={"Origin": origin}, **multipart("en"))  # type: ignore[arg-type]
+        assert answer.status_code == 403, origin
+        assert_one_sentence(answer)
+        assert httpx.options(url, headers={"Origin": origin}).status_code == 403
+        assert httpx.get(f"{served.address}/healthz", headers={"Origin": origin}).status_code == 403
+    for origin in (served.address, f"https://127.0.0.1:{port}"):  # the latter behind a proxy that encrypts
+        answer = httpx.post(url, headers={"Origin": origin}, **multipart("en"))  # type: ignore[arg-type]
+        assert answer.json()["text"] == REFERENCES["en"]["en"]
+
+
+def assert_one_sentence(answer: httpx.Response) -> None:
+    message = answer.json()["error"]["message"]
+    assert message.endswith(".")
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("listening", "names", "answered", "refused"),
+    [
+        (
+            "127.0.0.1", (),
+            ("127.0.0.1", "localhost", "LOCALHOST.", "127.0.0.1:8642", "[::1]:8642", "127.9.9.9"),
+            ("example.com", "127.0.0.1.example.com", "localhost.example.com:80", "192.168.1.5", "a b", "", "::1"),
+        ),
+        ("0.0.0.0", (), ("192.168.1.5:8642", "[fe80::1]", "localhost"), ("example.com", "pi.local")),
+        ("pi.local", (), ("pi.local:8642", "PI.local", "192.168.1.5"), ("local", "pi", "pi.local.example.com")),
+        ("127.0.0.1", ("pi.local", "10.0.0.7"), ("pi.local", "10.0.0.7:1", "localhost"), ("pi.locale", "10.0.0.8")),
+    ],
+)  # fmt: skip
+def test_only_requests_for_a_name_of_the_server_are_answered(
+    model: cabochon.Model, listening: str, names: tuple[str, ...], answered: tuple[str, ...], refused: tuple[str, ...]
+) -> None:
+    with Served(model, replace(SETTINGS, host=listening, names=names)) as served:
+        for path in ("/", "/healthz", "/v1/models"):
+            for host in answered:
+                assert httpx.get(f"{served.address}{path}", headers={"Host": host}).status_code == 200, host
+            for host in refused:
+                answer = httpx.get(f"{served.address}{path}", headers={"Host": host})
+                # What is no name at all may be refused before.
+                assert answer.status_code == 403 or (host == "a b" and answer.status_code == 400), host
+                if answer.status_code == 403:
+                    assert_one_sentence(answer)
+        own = {"Host": answered[0], "Origin": f"http://{answered[0]}"}
+        assert httpx.get(f"{served.address}/v1/models", headers=own).status_code == 200
+
+
+def test_a_streamed_translation_ends_with_the_transcript_as_well(served: Served) -> None:
+    german = TINY / "demo" / REFERENCES["de"]["file"]
+    files, data = {"file": ("a.wav", german.read_bytes())}, {"language": "de", "target": "en", "stream": "true"}
+    answer = httpx.post(f"{served.address}/v1/audio/translations", files=files, data=data)
+    *_, last = [line for line in answer.text.splitlines() if line]
+    assert json.loads(last.removeprefix("data: ")) == {
+        "type": "transcript.text.done", "text": REFERENCES["de"]["en"], "transcript": REFERENCES["de"]["de"],
+    }  # fmt: skip
+
+
+def test_the_page_needs_no_key_and_allows_nothing_but_what_is_in_it(model: cabochon.Model) -> None:
+    name = "</script><script>alert(1)</script>"
+    with Served(model, replace(SETTINGS, name=name, api_key=KEY)) as served:
+        answer = httpx.get(f"{served.address}/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert KEY not in answer.text
+    assert name not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "same-origin"
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    for directive in ("default-src", "frame-ancestors", "base-uri", "form-action"):
+        assert policy[directive] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    for element in ("script", "style"):
+        (content,) = re.findall(f"<{element}>(.*?)</{element}>", answer.text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy[f"{element}-src"].split()
+        assert "unsafe" not in policy[f"{element}-src"]
+    assert not re.search(r"\b(src|href)=\"(?!data:)|url\(|@import", answer.text)
