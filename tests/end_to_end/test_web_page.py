@@ -115,8 +115,8 @@ def listen(page: Page) -> None:
 
 
 def assert_heard(found: str, language: str) -> None:
-    # Chromium begins to play a few milliseconds sooner or later than the page begins to hear, and silence follows, which
-    # so small a model was not trained with: all of sixty transcripts were exact, but a word of a translation was not.
+    # Chromium begins to play a few milliseconds sooner or later than the page begins to hear, and silence follows,
+    # which so small a model was not trained with: of sixty transcripts all were exact, of translations not all.
     assert jiwer.wer(REFERENCES["en"][language], found) < 0.34, found
 
 
