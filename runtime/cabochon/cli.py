@@ -1,4 +1,4 @@
-"""The `cabochon` command: transcribe, translate, listen, serve, chat and info. Only the modules cli*.py print."""
+"""The `cabochon` command with all that it can do. Only the modules cli*.py print."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import cabochon
 from cabochon.cli_arguments import add_model_arguments, count, load_model, note_cut, print_answer
 from cabochon.cli_serve import add_serve_command
 from cabochon.cli_speech import add_speech_commands
+from cabochon.cli_summary import add_summary_command
 from cabochon.errors import CabochonError
 from cabochon.package import Package, open_package
 from cabochon.prompt import Message
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add_speech_commands(commands)
+    add_summary_command(commands)
     add_serve_command(commands)
 
     chat = commands.add_parser("chat", help="converse in text")

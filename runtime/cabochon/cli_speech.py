@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,20 +17,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cabochon
-from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer, seconds
-from cabochon.errors import AudioError, RequestError, missing_dependency
+from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
+from cabochon.cli_long_speech import (
+    add_length,
+    add_segmentation,
+    check_output,
+    find_unfinished,
+    hear_parts,
+    note_parts,
+    write_output,
+)
+from cabochon.errors import AudioError, RequestError
 from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
-from cabochon.manifest import MANIFEST_NAME
 from cabochon.microphone import FileSource, Recording, open_microphone
-from cabochon.package import hash_file, replace_text
 from cabochon.pipeline import Answer, Model, Statistics, Translation
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segmentation, Segmenter
 from cabochon.spoken_clip import SpokenClip
-from cabochon.transcript import FORMATS, clock, transcript_format
-from cabochon.unfinished import Unfinished
+from cabochon.transcript import clock, transcript_format
 from cabochon.voice_activity import SileroDetector
 from cabochon.wav import SoundFile
 
@@ -42,7 +46,7 @@ def add_speech_commands(commands: Any) -> None:
     add_model_arguments(transcribe, _transcribe)
     transcribe.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
     transcribe.add_argument("--language", help="spoken language, e.g. English or en (default: the model finds out)")
-    _add_length(transcribe)
+    add_length(transcribe)
     _add_output(transcribe)
 
     translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
@@ -52,7 +56,7 @@ def add_speech_commands(commands: Any) -> None:
         "--source", "--from", required=True, metavar="LANGUAGE", help="spoken language, e.g. English"
     )
     translate.add_argument("--target", "--to", required=True, metavar="LANGUAGE", help="wanted language, e.g. German")
-    _add_length(translate)
+    add_length(translate)
     _add_output(translate)
 
     live = commands.add_parser("listen", help="write down what is said into the microphone, and translate it")
@@ -67,28 +71,7 @@ def add_speech_commands(commands: Any) -> None:
     )  # fmt: skip
     live.add_argument("--no-guesses", action="store_true", help="show nothing before a part has ended")
     live.add_argument("--json", action="store_true", help="print a JSON object for each part")
-    _add_segmentation(live)
-
-
-def _add_length(parser: argparse.ArgumentParser) -> None:
-    _add_segmentation(parser)
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE",
-        help=f"write a file ({', '.join(FORMATS)}); when it was interrupted, the same command goes on",
-    )  # fmt: skip
-    parser.add_argument("--replace", action="store_true", help="overwrite the output if it exists")
-
-
-def _add_segmentation(parser: argparse.ArgumentParser) -> None:
-    defaults = Segmentation()
-    parser.add_argument(
-        "--pause", type=seconds, default=defaults.pause, metavar="SECONDS",
-        help="silence at which a long sound is cut (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--longest", type=seconds, default=defaults.longest, metavar="SECONDS",
-        help="longest part of a long sound (default: %(default)s)",
-    )  # fmt: skip
+    add_segmentation(live)
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +80,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def _transcribe(arguments: argparse.Namespace) -> None:
-    _check_output(arguments)
+    check_output(arguments)
     model, load_seconds = load_model(arguments)
     if _is_long(arguments, model):
         _go_through(
@@ -109,7 +92,7 @@ def _transcribe(arguments: argparse.Namespace) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
-    _check_output(arguments)
+    check_output(arguments)
     model, load_seconds = load_model(arguments)
     if _is_long(arguments, model):
         understand = partial(translate_long, model, arguments.sound, source=arguments.source, target=arguments.target)
@@ -214,18 +197,6 @@ def _speak(command: Sequence[str], text: str) -> None:
         print(f"note: {command[0]} ended with status {outcome.returncode}.", file=sys.stderr)
 
 
-def _check_output(arguments: argparse.Namespace) -> None:
-    """Before the minutes that a long sound takes."""
-    output: Path | None = arguments.output
-    if output is None:
-        return
-    transcript_format(output)
-    if output.exists() and not arguments.replace:
-        raise RequestError(f"{output} exists already: choose another name, or add --replace.")
-    if not output.absolute().parent.is_dir():
-        raise RequestError(f"{output} cannot be written, because its folder does not exist: make it first.")
-
-
 def _is_long(arguments: argparse.Namespace, model: Model) -> bool:
     audio = model.audio_model
     seconds = SoundFile(arguments.sound, audio.sample_rate).seconds
@@ -236,40 +207,20 @@ def _go_through(
     understand: Callable[..., LongSpeech], model: Model, arguments: argparse.Namespace, load_seconds: float
 ) -> None:
     """A long sound, part by part: to a file, or to the screen."""
-    segmentation = Segmentation(pause=arguments.pause, longest=arguments.longest)
-    kept = None
-    if arguments.output is not None:
-        kept = Unfinished(arguments.output, _work(model, arguments, segmentation))
-    parts = list(kept.parts) if kept else []
-    start = parts[-1].end if parts else 0.0
-    speech = understand(segmentation=segmentation, start=start, max_tokens=arguments.max_tokens)
-    for note in (speech.note, f"going on at {clock(start, '.')}." if parts else ""):
-        if note:
-            print(f"note: {note}", file=sys.stderr)
-    started = time.perf_counter()
-    try:
-        with _bar(speech.seconds, start, is_shown=kept is not None) as bar:
-            for part in speech:
-                bar.update(part.end - bar.n)
-                parts.append(part)
-                if kept:
-                    kept.add(part)
-                elif not arguments.json:
-                    _print_part(part)
-    except KeyboardInterrupt:
-        if kept:
-            print(f"note: interrupted at {clock(bar.n, '.')}: the same command goes on from there.", file=sys.stderr)
-        raise
+    kept = find_unfinished(model, arguments)
+    show = None if kept or arguments.json else _print_part
+    heard = hear_parts(understand, arguments, kept, show, has_bar=kept is not None)
     if kept:
-        _write(arguments.output, transcript_format(arguments.output)(parts))
+        write_output(arguments.output, transcript_format(arguments.output)(heard.parts))
         kept.forget()
     if arguments.json:
-        print(json.dumps({"parts": [asdict(part) for part in parts]}, ensure_ascii=False))
-    _note_parts(parts, arguments)
+        print(json.dumps({"parts": [asdict(part) for part in heard.parts]}, ensure_ascii=False))
+    if not heard.parts:
+        print("note: nobody speaks in the sound.", file=sys.stderr)
+    note_parts(heard.parts, arguments)
     if arguments.statistics:
-        spent, heard = time.perf_counter() - started, speech.seconds - start
         print(f"load    {load_seconds:.2f} s", file=sys.stderr)
-        print(f"audio   {heard:.1f} s in {spent:.1f} s, real-time factor {spent / heard:.3f}", file=sys.stderr)
+        print(heard.statistics, file=sys.stderr)
 
 
 def _print_part(part: SpokenPart) -> None:
@@ -277,46 +228,6 @@ def _print_part(part: SpokenPart) -> None:
     print(f"{times}{part.transcript}", flush=True)
     if part.translation:
         print(f"{' ' * len(times)}{part.translation}", flush=True)
-
-
-def _work(model: Model, arguments: argparse.Namespace, segmentation: Segmentation) -> dict[str, object]:
-    """What decides about the parts of a long sound."""
-    languages = [getattr(arguments, name, None) for name in ("language", "source", "target")]
-    return {
-        "sound": hash_file(Path(arguments.sound)),
-        "package": hash_file(model.package.path(MANIFEST_NAME)),
-        "languages": languages,
-        "segmentation": asdict(segmentation),
-        "max_tokens": arguments.max_tokens,
-        "version": cabochon.__version__,
-    }
-
-
-def _bar(total: float, start: float, *, is_shown: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise missing_dependency("tqdm", "onnx") from None
-    # disable=None: no bar where standard error is not a terminal.
-    return tqdm(total=total, initial=start, unit="s", unit_scale=True, disable=None if is_shown else True)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        replace_text(path, text)
-    except OSError as error:
-        raise RequestError(f"{path} cannot be written ({error.strerror}).") from None
-
-
-def _note_parts(parts: Sequence[SpokenPart], arguments: argparse.Namespace) -> None:
-    if not parts:
-        print("note: nobody speaks in the sound.", file=sys.stderr)
-    cut = sum(not part.complete for part in parts)
-    if cut:
-        print(f"note: {cut} answers were cut after {arguments.max_tokens} tokens.", file=sys.stderr)
-    untranslated = sum(part.complete and not part.translation for part in parts)
-    if untranslated and getattr(arguments, "target", None):
-        print(f"note: {untranslated} of {len(parts)} parts were not translated.", file=sys.stderr)
 
 
 def _show(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class SpokenPart:
     translation: str = ""
     complete: bool = True
     """False where the answer was cut at the longest length allowed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end < math.inf:
+            raise ValueError(f"a part lasts from {self.start} s to {self.end} s")
 
 
 class LongSpeech:

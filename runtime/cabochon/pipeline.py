@@ -215,6 +215,19 @@ class Model:
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
         return self._answer(messages, None if sound is None else self._hear(sound), settings, max_tokens)
 
+    @property
+    def context_length(self) -> int:
+        """Positions that a prompt and its answer can take together."""
+        return self._session.decoder.capacity
+
+    def count_positions(self, messages: Sequence[Message]) -> int:
+        """Positions that a conversation without sounds takes as a prompt."""
+        return len(self._prompts.write(messages))
+
+    def quote(self, text: str) -> str:
+        """A text from elsewhere as it may stand in a message: nothing in it becomes a control token."""
+        return self._tokenizer.break_control_tokens(text)
+
     def _obey(self, instruction: str, sound: SoundSource, max_tokens: int) -> Answer:
         """One of the published instructions, which come again and again."""
         message = Message("user", instruction, has_audio=True)

@@ -25,6 +25,9 @@ class Tokenizer:
             raise PackageError(
                 f"{path} is not a tokenizer ({error}): copy it from the original checkpoint again."
             ) from None
+        added = self._tokenizer.get_added_tokens_decoder()
+        # Gemma 4 does not call all of its control tokens special: <|channel> is one.
+        self._control_tokens = {token for token, content in added.items() if content.content.strip()}
 
     @property
     def largest_token(self) -> int:
@@ -38,6 +41,20 @@ class Tokenizer:
         except TypeError:  # what the library makes of half a surrogate pair, which is how Python reads stray bytes
             raise RequestError("the text holds bytes that are not UTF-8: expected readable text.") from None
         return ids
+
+    def break_control_tokens(self, text: str) -> str:
+        """The text with a space inside whatever would become a control token."""
+        if not text:
+            return text
+        self.encode(text)  # refuses stray bytes
+        while True:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            places = zip(encoding.ids, encoding.offsets, strict=True)
+            found = [place for token, place in places if token in self._control_tokens]
+            if not found:
+                return text
+            for start, end in reversed(found):
+                text = text[:start] + _broken(text[start:end]) + text[end:]
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, without control tokens."""
@@ -58,6 +75,13 @@ class Tokenizer:
     def start_stream(self) -> TokenStream:
         """A decoder that turns tokens into text one by one."""
         return TokenStream(self)
+
+
+def _broken(control_token: str) -> str:
+    """With a space behind its first letter; one letter alone becomes a space."""
+    blank = len(control_token) - len(control_token.lstrip())
+    first, rest = control_token[blank : blank + 1], control_token[blank + 1 :]
+    return control_token[:blank] + (f"{first} {rest}" if rest.strip() else " ")
 
 
 class TokenStream:

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cabochon.errors import RequestError
+from cabochon.json_dataclass import JsonMismatchError, from_json
 from cabochon.long_speech import SpokenPart
+
+
+def read_transcript(path: Path) -> list[SpokenPart]:
+    """The parts of a file that `format_json` wrote; whatever else such an object holds is left aside.
+
+    Raises:
+        RequestError: there is no such file, or it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        listed = value["parts"] if isinstance(value, dict) and "parts" in value else None
+        return list(from_json(_Transcript, {"parts": listed}).parts)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read ({error.strerror}): give the .json file of a transcript.") from None
+    except (ValueError, RecursionError) as error:
+        what = str(error) if isinstance(error, JsonMismatchError) else "it is not JSON"
+        raise RequestError(f"{path} is not a transcript ({what}): give a .json file that cabochon wrote.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Transcript:
+    parts: tuple[SpokenPart, ...]
 
 
 def transcript_format(path: Path) -> Callable[[Sequence[SpokenPart]], str]:
@@ -48,9 +71,10 @@ def format_vtt(parts: Sequence[SpokenPart]) -> str:
     )
 
 
-def format_json(parts: Sequence[SpokenPart]) -> str:
-    """An object with all that is known of each part."""
-    return json.dumps({"parts": [asdict(part) for part in parts]}, ensure_ascii=False, indent=1) + "\n"
+def format_json(parts: Sequence[SpokenPart], summary: str | None = None) -> str:
+    """An object with all that is known of each part, and what was answered about the whole."""
+    content: dict[str, object] = {} if summary is None else {"summary": summary}
+    return json.dumps(content | {"parts": [asdict(part) for part in parts]}, ensure_ascii=False, indent=1) + "\n"
 
 
 FORMATS = {".txt": format_text, ".srt": format_srt, ".vtt": format_vtt, ".json": format_json}

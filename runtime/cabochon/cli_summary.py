@@ -1,0 +1,136 @@
+"""The command that answers a wish about a whole sound or transcript. Like cli.py, it prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
+from cabochon.cli_long_speech import (
+    HeardParts,
+    add_length,
+    check_new,
+    check_output,
+    find_unfinished,
+    hear_parts,
+    note_parts,
+    progress_bar,
+    write_output,
+)
+from cabochon.long_speech import SpokenPart, transcribe_long
+from cabochon.pipeline import Answer, Model
+from cabochon.summary import SUMMARY, Wish
+from cabochon.transcript import format_json, read_transcript, transcript_format
+from cabochon.unfinished import Unfinished
+from cabochon.wav import SoundFile
+
+
+def add_summary_command(commands: Any) -> None:
+    """Args: commands: argparse's subparsers."""
+    summarize = commands.add_parser("summarize", help="summarize a sound file, or answer what you ask about it")
+    add_model_arguments(summarize, _summarize)
+    summarize.add_argument("sound", help="WAV, FLAC, OGG or MP3 file, or the .json file of a transcript")
+    summarize.add_argument(
+        "--ask", metavar="REQUEST", help=f"what you want to know, in your own words (default: {SUMMARY})"
+    )
+    # Of the same name as transcribe's, so that an interrupted transcript can be gone on with.
+    summarize.add_argument(
+        "--from", dest="language", metavar="LANGUAGE", help="spoken language (default: the model finds out)"
+    )
+    summarize.add_argument(
+        "--in", dest="answer_language", metavar="LANGUAGE",
+        help="language of the answer (default: that of your request; of a summary, the spoken one)",
+    )  # fmt: skip
+    add_length(summarize)
+    summarize.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    summarize.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
+
+
+def _summarize(arguments: argparse.Namespace) -> None:
+    check_output(arguments)
+    beside = _summary_path(arguments.output) if arguments.output is not None else None
+    if beside is not None:
+        check_new(beside, arguments)
+    source = Path(arguments.sound)
+    saved = read_transcript(source) if source.suffix.lower() == ".json" else None
+    model, load_seconds = load_model(arguments)
+    wish = Wish(model, arguments.ask, arguments.answer_language, arguments.max_tokens)
+    if saved is None:
+        SoundFile(source, model.audio_model.sample_rate)  # refuses what is no sound
+    kept = find_unfinished(model, arguments)
+    heard = HeardParts(saved, 0.0, 0.0) if saved is not None else _heard(model, arguments, kept)
+    if kept and not heard.parts:
+        kept.forget()
+    answer = _answer(wish, heard.parts, kept)
+    if not arguments.json:
+        print_answer(answer)
+    summary = answer.finish().strip()
+    if kept:
+        _write(arguments.output, beside, heard.parts, summary)
+        kept.forget()
+    if arguments.json:
+        facts = {"summary": summary, "parts": [asdict(part) for part in heard.parts]}
+        print(json.dumps(facts | {"statistics": asdict(answer.statistics)}, ensure_ascii=False))
+    note_parts(heard.parts, arguments)
+    note_cut(answer)
+    if arguments.statistics:
+        _print_statistics(answer, heard, load_seconds)
+
+
+def _heard(model: Model, arguments: argparse.Namespace, kept: Unfinished | None) -> HeardParts:
+    understand = partial(transcribe_long, model, arguments.sound, arguments.language)
+    return hear_parts(understand, arguments, kept, has_bar=True)
+
+
+def _answer(wish: Wish, parts: list[SpokenPart], kept: Unfinished | None) -> Answer:
+    """The answer, once its notes are written."""
+    notes: MutableMapping[str, str] = kept.notes if kept else {}
+    try:
+        with _note_bar() as progress:
+            return wish.answer(parts, notes, progress)
+    except KeyboardInterrupt:
+        if kept:
+            print(f"note: interrupted after {len(notes)} notes: the same command goes on from there.", file=sys.stderr)
+        raise
+
+
+@contextmanager
+def _note_bar() -> Iterator[Callable[[int, int], None]]:
+    """Notes of each round, on a terminal."""
+    with progress_bar(0, " notes", is_shown=True) as bar:
+
+        def show(written: int, of: int) -> None:
+            if written == 0:
+                bar.reset(of)
+            bar.update(written - bar.n)
+
+        yield show
+
+
+def _summary_path(output: Path) -> Path | None:
+    """Where the summary goes that belongs to a transcript; None: into the same file."""
+    return None if output.suffix.lower() == ".json" else output.with_suffix(".summary.txt")
+
+
+def _write(output: Path, beside: Path | None, parts: list[SpokenPart], summary: str) -> None:
+    if beside is None:
+        write_output(output, format_json(parts, summary))
+        return
+    write_output(beside, f"{summary}\n")
+    write_output(output, transcript_format(output)(parts))
+
+
+def _print_statistics(answer: Answer, heard: HeardParts, load_seconds: float) -> None:
+    statistics = answer.statistics
+    print(f"load    {load_seconds:.2f} s", file=sys.stderr)
+    if heard.spent:
+        print(heard.statistics, file=sys.stderr)
+    print(f"prompt  {statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s", file=sys.stderr)
+    print(f"answer  {statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s", file=sys.stderr)
