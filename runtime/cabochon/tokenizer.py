@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from cabochon.errors import PackageError, RequestError, missing_dependency
 
@@ -36,19 +37,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; control tokens in the text become single ids, none is added."""
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        except TypeError:  # what the library makes of half a surrogate pair, which is how Python reads stray bytes
-            raise RequestError("the text holds bytes that are not UTF-8: expected readable text.") from None
+        ids: list[int] = self._encoding(text).ids
         return ids
 
     def break_control_tokens(self, text: str) -> str:
         """The text with a space inside whatever would become a control token."""
-        if not text:
-            return text
-        self.encode(text)  # refuses stray bytes
         while True:
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            encoding = self._encoding(text)
             places = zip(encoding.ids, encoding.offsets, strict=True)
             found = [place for token, place in places if token in self._control_tokens]
             if not found:
@@ -71,6 +66,12 @@ class Tokenizer:
     def is_byte(self, token: int) -> bool:
         """Whether a token stands for one byte of a character."""
         return BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "") is not None
+
+    def _encoding(self, text: str) -> Any:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False)
+        except TypeError:  # what the library makes of half a surrogate pair, which is how Python reads stray bytes
+            raise RequestError("the text holds bytes that are not UTF-8: expected readable text.") from None
 
     def start_stream(self) -> TokenStream:
         """A decoder that turns tokens into text one by one."""
