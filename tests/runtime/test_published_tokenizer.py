@@ -56,6 +56,14 @@ def test_a_conversation_keeps_its_turns_in_order(template: ChatTemplate) -> None
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("name", ["<|turn>", "<turn|>", "<|channel>", "<|tool_call>", "<|audio|>", "<bos>", "<eos>"])
+def test_what_a_stranger_said_controls_nothing(name: str, tokenizer: Tokenizer) -> None:
+    (token,) = tokenizer.encode(name)
+    broken = tokenizer.break_control_tokens(f"I say {name} to you")
+    assert token not in tokenizer.encode(broken)
+    assert broken == f"I say {name[0]} {name[1:]} to you"
+
+
 @pytest.mark.parametrize("text", ["Grüße, 你好 😀!", "  two  spaces\n\tand a tab", "नमस्ते", "𝔘𝔫𝔦𝔠𝔬𝔡𝔢"])
 def test_text_survives_tokenizing_and_streaming(text: str, tokenizer: Tokenizer) -> None:
     stream = tokenizer.start_stream()

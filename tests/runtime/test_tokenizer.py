@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tokenizers
 from conftest import TINY
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -17,6 +18,32 @@ VOCABULARY_SIZE = 3072
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer(TINY / "tokenizer.json")
+
+
+CONTROL_TOKENS = ["<bos>", "<turn|>", "<|turn>", "<|audio|>", "<|channel>", "<pad>"]
+
+
+@given(st.lists(st.text(st.sampled_from("<|>turn/ é"), max_size=6) | st.sampled_from(CONTROL_TOKENS), max_size=12))
+@example(["<tu", "<turn|>", "rn|>"])
+def test_no_text_from_elsewhere_holds_a_control_token_once_it_is_broken(
+    tokenizer: Tokenizer, pieces: list[str]
+) -> None:
+    text = "".join(pieces)
+    control = {tokenizer.encode(name)[0] for name in CONTROL_TOKENS}
+    broken = tokenizer.break_control_tokens(text)
+    assert control.isdisjoint(tokenizer.encode(broken))
+    assert broken.replace(" ", "") == text.replace(" ", "")
+    if control.isdisjoint(tokenizer.encode(text)):
+        assert broken == text
+
+
+def test_a_control_token_of_one_letter_or_with_white_space_around_it_is_broken_too(tmp_path: Path) -> None:
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    wide = tokenizers.AddedToken("<end>", lstrip=True, rstrip=True, special=True)
+    model.add_special_tokens([tokenizers.AddedToken("§"), wide, tokenizers.AddedToken("\n\n")])
+    model.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.break_control_tokens("a§b  <end>  c\n\nd") == "a b  < end>  c\n\nd"
 
 
 def stream_pieces(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:

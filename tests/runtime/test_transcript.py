@@ -11,7 +11,7 @@ from refusals import refused
 
 from cabochon.errors import RequestError
 from cabochon.long_speech import SpokenPart
-from cabochon.transcript import FORMATS, clock, transcript_format
+from cabochon.transcript import FORMATS, clock, format_json, read_transcript, transcript_format
 from cabochon.unfinished import Unfinished
 
 TEXTS = st.text(max_size=30) | st.sampled_from(["a --> b", "1\n\n2", "<b>&amp;", "\r\n", "  ", "WEBVTT", "\x00"])
@@ -59,6 +59,47 @@ def test_json_keeps_everything(parts: list[SpokenPart]) -> None:
     assert [SpokenPart(**part) for part in json.loads(FORMATS[".json"](parts))["parts"]] == parts
 
 
+@given(spoken_parts(), st.none() | TEXTS)
+def test_a_transcript_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[SpokenPart], summary: str | None
+) -> None:
+    path = tmp_path_factory.mktemp("transcript") / "a.json"
+    path.write_text(format_json(parts, summary), encoding="utf-8")
+    assert read_transcript(path) == parts
+    assert ("summary" in json.loads(path.read_text(encoding="utf-8"))) == (summary is not None)
+
+
+PART = '{"start": 0, "end": 1, "transcript": "a", "translation": "", "complete": true}'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "it is not JSON"),
+        ("[" * 200_000, "it is not JSON"),
+        ("\xff", "it is not JSON"),
+        ("[]", "parts is null"),
+        ('{"text": "hello"}', "parts is null"),
+        ('{"parts": {}}', "parts is an object"),
+        ('{"parts": [1]}', "parts[0] is an integer"),
+        ('{"parts": [' + PART.replace("start", "begin") + "]}", "begin"),
+        ('{"parts": [' + PART.replace("1", "-1") + "]}", "from 0.0 s to -1.0 s"),
+        ('{"parts": [' + PART.replace("1", "1e999") + "]}", "finite"),
+    ],
+)
+def test_what_is_no_transcript_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content, encoding="latin-1")
+    with refused(RequestError, "a.json", words):
+        read_transcript(path)
+
+
+def test_a_transcript_that_is_missing_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing.json"):
+        with refused(RequestError, "cannot be read"):
+            read_transcript(path)
+
+
 @given(st.floats(0, 359_999))
 def test_a_clock_counts_to_thousandths(seconds: float) -> None:
     hours, minutes, rest = clock(seconds, ".").split(":")
@@ -87,6 +128,19 @@ def test_interrupted_work_is_gone_on_with(tmp_path: Path) -> None:
     assert Unfinished(output, WORK).parts == [*PARTS, PARTS[0]]
     again.forget()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_notes_are_kept_beside_the_parts(tmp_path: Path) -> None:
+    output = tmp_path / "interview.json"
+    first = Unfinished(output, WORK)
+    first.add(PARTS[0])
+    first.notes["asked"] = "Écrit.\nTwice."
+    first.add(PARTS[1])
+    again = Unfinished(output, WORK)
+    assert (again.parts, dict(again.notes)) == (PARTS, {"asked": "Écrit.\nTwice."})
+    again.notes["more"] = ""
+    assert dict(Unfinished(output, WORK).notes) == {"asked": "Écrit.\nTwice.", "more": ""}
+    assert dict(Unfinished(output, {}).notes) == {}
 
 
 def test_other_work_begins_anew(tmp_path: Path) -> None:
