@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -68,7 +69,9 @@ def _summarize(arguments: argparse.Namespace) -> None:
     heard = HeardParts(saved, 0.0, 0.0) if saved is not None else _heard(model, arguments, kept)
     if kept and not heard.parts:
         kept.forget()
+    started = time.perf_counter()
     answer = _answer(wish, heard.parts, kept)
+    note_seconds = time.perf_counter() - started
     if not arguments.json:
         print_answer(answer)
     summary = answer.finish().strip()
@@ -81,7 +84,7 @@ def _summarize(arguments: argparse.Namespace) -> None:
     note_parts(heard.parts, arguments)
     note_cut(answer)
     if arguments.statistics:
-        _print_statistics(answer, heard, load_seconds)
+        _print_statistics(answer, heard, load_seconds, note_seconds)
 
 
 def _heard(model: Model, arguments: argparse.Namespace, kept: Unfinished | None) -> HeardParts:
@@ -103,12 +106,14 @@ def _answer(wish: Wish, parts: list[SpokenPart], kept: Unfinished | None) -> Ans
 
 @contextmanager
 def _note_bar() -> Iterator[Callable[[int, int], None]]:
-    """Notes of each round, on a terminal."""
-    with progress_bar(0, " notes", is_shown=True) as bar:
+    """A bar for each round of notes, on a terminal; none where what was said fits the context."""
+    with ExitStack() as bars:
+        bar: Any = None
 
         def show(written: int, of: int) -> None:
+            nonlocal bar
             if written == 0:
-                bar.reset(of)
+                bar = bars.enter_context(progress_bar(of, " notes", is_shown=True))
             bar.update(written - bar.n)
 
         yield show
@@ -127,10 +132,11 @@ def _write(output: Path, beside: Path | None, parts: list[SpokenPart], summary: 
     write_output(output, transcript_format(output)(parts))
 
 
-def _print_statistics(answer: Answer, heard: HeardParts, load_seconds: float) -> None:
+def _print_statistics(answer: Answer, heard: HeardParts, load_seconds: float, note_seconds: float) -> None:
     statistics = answer.statistics
     print(f"load    {load_seconds:.2f} s", file=sys.stderr)
     if heard.spent:
         print(heard.statistics, file=sys.stderr)
+    print(f"notes   {note_seconds:.2f} s", file=sys.stderr)
     print(f"prompt  {statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s", file=sys.stderr)
     print(f"answer  {statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s", file=sys.stderr)
