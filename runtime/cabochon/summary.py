@@ -77,7 +77,7 @@ class Wish:
     language: str | None = None
     """Of the answer: an English name or code. None: that of the wish, and of a summary the one that is spoken."""
     max_tokens: int = 1024
-    """Longest answer."""
+    """Longest answer; notes are as long as fits."""
 
     def __post_init__(self) -> None:
         if self.text is not None and not self.text.strip():
@@ -92,7 +92,8 @@ class Wish:
     def room(self) -> int:
         """Tokens of what was said that fit into any prompt, beside the request and its answer."""
         frames = [self._message([], is_notes=True, is_part=is_part) for is_part in (False, True)]
-        return self._longest_prompt - max(self.model.count_positions([frame]) for frame in frames)
+        taken = max(self.model.count_positions([frame]) for frame in frames)
+        return self.model.context_length - self._answer_room - taken
 
     def answer(
         self,
@@ -101,13 +102,12 @@ class Wish:
         progress: Progress | None = None,
     ) -> Answer:
         """See `summarize`."""
-        # Each on one line, so that nothing that was said stands where a time does.
         passages = [_Passage(part.start, text) for part in parts if (text := " ".join(_said(part).split()))]
         if not passages:
             raise RequestError("nobody speaks in the recording, so that there is nothing to answer from.")
         notes = {} if notes is None else notes
         is_notes, most = False, len(passages)
-        while not self._fits(whole := self._message(passages, is_notes=is_notes, is_part=False)):
+        while not self._fits(whole := self._message(passages, is_notes=is_notes, is_part=False), self._longest_answer):
             pieces = list(self._pieces(passages, is_notes=is_notes))
             if is_notes and len(pieces) >= most:
                 raise self._too_narrow()
@@ -122,11 +122,15 @@ class Wish:
         return self.model.chat([whole], GREEDY, self.max_tokens)
 
     @property
-    def _longest_prompt(self) -> int:
-        return self.model.context_length - min(self.max_tokens, self.model.context_length // _ANSWER_SHARE)
+    def _answer_room(self) -> int:
+        return self.model.context_length // _ANSWER_SHARE
 
-    def _fits(self, message: Message) -> bool:
-        return self.model.count_positions([message]) <= self._longest_prompt
+    @property
+    def _longest_answer(self) -> int:
+        return min(self.max_tokens, self._answer_room)
+
+    def _fits(self, message: Message, answer_tokens: int) -> bool:
+        return self.model.count_positions([message]) + answer_tokens <= self.model.context_length
 
     def _message(self, passages: Sequence[_Passage], *, is_notes: bool, is_part: bool) -> Message:
         material = (_PART if is_part else "") + (_NOTES if is_notes else _TRANSCRIPT)
@@ -144,7 +148,7 @@ class Wish:
         rest = list(passages)
 
         def fit(piece: list[_Passage]) -> bool:
-            return self._fits(self._message(piece, is_notes=is_notes, is_part=True))
+            return self._fits(self._message(piece, is_notes=is_notes, is_part=True), self._answer_room)
 
         while rest:
             count = _largest(len(rest), lambda number: fit(rest[:number]))
@@ -166,7 +170,7 @@ class Wish:
 
     def _note(self, piece: Sequence[_Passage], notes: MutableMapping[str, str], *, is_notes: bool) -> _Passage:
         message = self._message(piece, is_notes=is_notes, is_part=True)
-        longest = min(self.room // _NOTE_SHARE, self.max_tokens)
+        longest = self.room // _NOTE_SHARE
         question = hashlib.sha256(json.dumps([message.text, longest]).encode()).hexdigest()
         if question not in notes:
             text = self.model.chat([message], GREEDY, longest).finish().strip()
