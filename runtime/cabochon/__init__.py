@@ -5,6 +5,7 @@ for piece in model.translate("hello.wav", source="English", target="German"):
     print(piece, end="", flush=True)
 """
 
+from cabochon.answer import Answer, Statistics, Translation
 from cabochon.errors import (
     AudioError,
     CabochonError,
@@ -12,7 +13,7 @@ from cabochon.errors import (
     PackageError,
     RequestError,
 )
-from cabochon.pipeline import Answer, Model, Statistics, Translation, load
+from cabochon.pipeline import Model, load
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 
 import cabochon
+from cabochon.answer import Answer
 from cabochon.engines import ENGINES
-from cabochon.pipeline import Answer, Model
+from cabochon.pipeline import Model
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:

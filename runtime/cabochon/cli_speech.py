@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cabochon.answer import Answer, Statistics, Translation
 from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
 from cabochon.cli_long_speech import (
     add_length,
@@ -31,7 +32,7 @@ from cabochon.errors import AudioError, RequestError
 from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
 from cabochon.microphone import FileSource, Recording, open_microphone
-from cabochon.pipeline import Answer, Model, Statistics, Translation
+from cabochon.pipeline import Model
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segmentation, Segmenter
 from cabochon.spoken_clip import SpokenClip

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cabochon.answer import Answer
 from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
 from cabochon.cli_long_speech import (
     HeardParts,
@@ -26,7 +27,7 @@ from cabochon.cli_long_speech import (
     write_output,
 )
 from cabochon.long_speech import SpokenPart, transcribe_long
-from cabochon.pipeline import Answer, Model
+from cabochon.pipeline import Model
 from cabochon.summary import SUMMARY, Wish
 from cabochon.transcript import format_json, read_transcript, transcript_format
 from cabochon.unfinished import Unfinished

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cabochon.answer import Answer
 from cabochon.arrays import Float32Array
 from cabochon.errors import AudioError, RequestError
 from cabochon.long_speech import SpokenPart, spoken_part
 from cabochon.microphone import Recording
-from cabochon.pipeline import Answer
 from cabochon.segmentation import Segment, Segmenter
 from cabochon.spoken_clip import SpokenClip
 

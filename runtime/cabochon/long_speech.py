@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cabochon.answer import Answer, Translation
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.errors import AudioError
-from cabochon.pipeline import Answer, Model, SoundSource, Translation
+from cabochon.pipeline import Model, SoundSource
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segment, Segmentation, Segmenter
 from cabochon.voice_activity import SileroDetector, VoiceDetector

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from refusals import refused
 
+from cabochon.answer import Answer, Statistics
 from cabochon.errors import AudioError, RequestError
 from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.microphone import HELD_SECONDS, CommandSource, FileSource, Recording, arecord_command, open_microphone
-from cabochon.pipeline import Answer, Statistics
 from cabochon.segmentation import Segmentation, Segmenter
 
 RATE = 16_000
