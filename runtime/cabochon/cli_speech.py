@@ -33,9 +33,8 @@ from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
 from cabochon.microphone import FileSource, Recording, open_microphone
 from cabochon.pipeline import Model
-from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segmentation, Segmenter
-from cabochon.spoken_clip import SpokenClip
+from cabochon.speech_task import SpeechTask
 from cabochon.transcript import clock, transcript_format
 from cabochon.voice_activity import SileroDetector
 from cabochon.wav import SoundFile
@@ -142,21 +141,9 @@ def _listen(arguments: argparse.Namespace) -> None:
 
 def _question(model: Model, arguments: argparse.Namespace) -> Question:
     """What to ask about each part; languages are refused before anybody speaks."""
-    source, target, most = arguments.source, arguments.target, arguments.max_tokens
-    prompts = model.package.manifest.prompts
-    start, finish = partial(model.start_clip, source, target=target), partial(_finish, model, target, most)
-    if target is None:
-        transcription_instruction(prompts, source)
-        return Question(lambda waveform: model.transcribe(waveform, source, most), start, finish)
-    if source is None:
+    if arguments.target is not None and arguments.source is None:
         raise RequestError("to translate, the model has to know the spoken language: add --from.")
-    translation_instruction(prompts, source, target)
-    translate = partial(model.translate, source=source, target=target, max_tokens=most)
-    return Question(translate, start, finish)
-
-
-def _finish(model: Model, target: str | None, max_tokens: int, clip: SpokenClip) -> Answer:
-    return model.finish_clip(clip, target, max_tokens)
+    return SpeechTask(model, arguments.source, arguments.target, arguments.max_tokens).question()
 
 
 @contextmanager

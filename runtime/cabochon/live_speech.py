@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from cabochon.answer import Answer
@@ -85,6 +85,27 @@ def listen(
         yield from _answer(segment, part, sample_rate, recording, heard)
 
 
+class LiveSpeech:
+    """Speech that comes block by block, for whom guesses are no use: parts are answered as they end."""
+
+    def __init__(self, segmenter: Segmenter, question: Question, sample_rate: int) -> None:
+        self._segmenter, self._sample_rate = segmenter, sample_rate
+        self._part = _Part(segmenter, question)
+
+    def push(self, samples: Float32Array) -> list[SpokenPart]:
+        """Hear the next samples, float32 of any number; returns the parts that ended."""
+        parts = self._answers(self._segmenter.push(samples))
+        self._part.follow()
+        return parts
+
+    def finish(self) -> list[SpokenPart]:
+        """The speech has ended: the last part, if one has begun."""
+        return self._answers(self._segmenter.finish())
+
+    def _answers(self, segments: Iterable[Segment]) -> list[SpokenPart]:
+        return [spoken_part(segment, self._part.answer(segment), self._sample_rate) for segment in segments]
+
+
 class _Part:
     """The part that is going on, which the model hears meanwhile where its engine can."""
 
@@ -129,8 +150,12 @@ class _Part:
         if clip is None or started != segment.start or clip.samples > len(segment.waveform):
             return self._question.whole(segment.waveform)
         assert self._question.finish is not None  # what starts clips ends them
-        clip.push(segment.waveform[clip.samples :])
-        return self._question.finish(clip)
+        try:
+            clip.push(segment.waveform[clip.samples :])
+            return self._question.finish(clip)
+        except RequestError:
+            # The model was asked something else meanwhile.
+            return self._question.whole(segment.waveform)
 
 
 def _answer(

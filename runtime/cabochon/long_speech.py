@@ -65,12 +65,16 @@ class LongSpeech:
 
 def spoken_part(segment: Segment, answer: Answer, sample_rate: int) -> SpokenPart:
     """Wait for the answer to a segment."""
+    return part_of(answer, segment.start / sample_rate, segment.end / sample_rate)
+
+
+def part_of(answer: Answer, start: float, end: float) -> SpokenPart:
+    """Wait for the answer to what was said from one time to another, in seconds."""
     text = answer.finish()
     transcript, translation = text.strip(), ""
     if isinstance(answer, Translation):
         transcript, translation = answer.transcript, answer.translation
-    seconds = (segment.start / sample_rate, segment.end / sample_rate)
-    return SpokenPart(*seconds, transcript, translation, answer.statistics.complete)
+    return SpokenPart(start, end, transcript, translation, answer.statistics.complete)
 
 
 def transcribe_long(

@@ -53,18 +53,59 @@ class ModelQueue:
         Raises:
             BusyError: too many wait already.
         """
-        if self._admitted >= self._longest:
-            raise BusyError
-        self._admitted += 1
+        self._admit()
         return Job(self._thread, make, self._time_limit, self._closing, self._release)
+
+    def open(self) -> Place:
+        """A place in the line for work that comes piece by piece, between which others are answered.
+
+        Raises:
+            BusyError: too many wait already.
+        """
+        self._admit()
+        return Place(self._thread, self._time_limit, self._closing, self._release)
 
     def close(self) -> None:
         """End the work that is being done at its next item; drop what waits."""
         self._closing.set()
         self._thread.shutdown(cancel_futures=True)
 
+    def _admit(self) -> None:
+        if self._admitted >= self._longest:
+            raise BusyError
+        self._admitted += 1
+
     def _release(self) -> None:
         self._admitted -= 1
+
+
+class Place:
+    """In the line of those who are answered, until it is closed."""
+
+    def __init__(
+        self, thread: ThreadPoolExecutor, time_limit: float, closing: threading.Event, done: Callable[[], None]
+    ) -> None:
+        self._thread, self._closing, self._done = thread, closing, done
+        self._deadline = asyncio.get_running_loop().time() + time_limit
+        self._closed = False
+
+    async def run(self, work: Callable[[], Item]) -> Item:
+        """Wait for a piece of work in the model's thread.
+
+        Raises:
+            TimeoutError: all of it together takes longer than is allowed.
+            BusyError: the line is closed.
+        """
+        if self._closing.is_set():
+            raise BusyError
+        future = asyncio.wrap_future(self._thread.submit(work))
+        return await asyncio.wait_for(future, self._deadline - asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Leave the line."""
+        if not self._closed:
+            self._closed = True
+            self._done()
 
 
 class Job(Generic[Item]):

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from cabochon.answer import Translation
 from cabochon.errors import AudioError, CabochonError, RequestError, missing_dependency
-from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
+from cabochon.long_speech import SpokenPart, part_of
 from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, Job, ModelQueue
 from cabochon.pipeline import Model
 from cabochon.sampling import SamplingSettings
+from cabochon.speech_task import SpeechTask
 from cabochon.transcript import format_srt, format_vtt
 from cabochon.wav import SoundFile
 from cabochon.web_page import make_web_page
@@ -133,7 +135,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
         response_format: Annotated[Format, Form()] = "json",
         stream: Annotated[bool, Form()] = False,
     ) -> Response:
-        hear = _Hearing(model, language, None, settings.max_tokens)
+        hear = _Hearing(SpeechTask(model, language, None, settings.max_tokens))
         return await _heard(queue, file, hear, "transcribe", response_format, stream=stream)
 
     @app.post("/v1/audio/translations", responses=ANSWERS, **guarded)
@@ -146,7 +148,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
     ) -> Response:
         if language is None:
             raise RequestError("the model has to know the spoken language: add the field language.")
-        hear = _Hearing(model, language, target, settings.max_tokens)
+        hear = _Hearing(SpeechTask(model, language, target, settings.max_tokens))
         return await _heard(queue, file, hear, "translate", response_format, stream=stream)
 
     @app.post("/v1/chat/completions", responses=ANSWERS, **guarded)
@@ -164,47 +166,30 @@ def _model_facts(name: str) -> dict[str, Any]:
 class _Hearing:
     """What to ask about a sound."""
 
-    model: Model
-    language: str | None
-    target: str | None
-    max_tokens: int
+    task: SpeechTask
 
     def pieces(self, path: Path, *, with_times: bool) -> Iterator[str | SpokenPart]:
         """Text as it comes, and every part when it has ended.
 
         A sound that the model takes whole is one part, unless times are asked for.
         """
-        audio = self.model.audio_model
+        task, audio = self.task, self.task.model.audio_model
         seconds = SoundFile(path, audio.sample_rate).seconds
         if with_times or seconds * audio.sample_rate > audio.max_samples:
-            for part in self._long(path):
-                yield f"{part.translation if self.target else part.transcript} "
+            for part in task.answer_long(path):
+                yield f"{task.text(part)} "
                 yield part
             return
-        if self.target is None:
-            answer = self.model.transcribe(path, self.language, self.max_tokens)
+        answer = task.answer(path)
+        if isinstance(answer, Translation):
+            given = ""
+            for _ in answer:
+                if new := answer.translation.removeprefix(given):
+                    given += new
+                    yield new
+        else:
             yield from answer
-            yield SpokenPart(0.0, seconds, answer.text.strip(), "", answer.statistics.complete)
-            return
-        assert self.language is not None  # refused before
-        translation = self.model.translate(path, source=self.language, target=self.target, max_tokens=self.max_tokens)
-        given = ""
-        for _ in translation:
-            if new := translation.translation.removeprefix(given):
-                given += new
-                yield new
-        transcript = translation.transcript
-        yield SpokenPart(0.0, seconds, transcript, translation.translation, translation.statistics.complete)
-
-    def _long(self, path: Path) -> Iterator[SpokenPart]:
-        if self.target is None:
-            return transcribe_long(self.model, path, self.language, max_tokens=self.max_tokens)
-        assert self.language is not None
-        return translate_long(self.model, path, source=self.language, target=self.target, max_tokens=self.max_tokens)
-
-    def text(self, part: SpokenPart) -> str:
-        """What was asked for of a part."""
-        return part.translation if self.target else part.transcript
+        yield part_of(answer, 0.0, seconds)
 
 
 async def _heard(
@@ -234,7 +219,7 @@ async def _heard(
     if stream:
         return await _streamed(job, lambda piece: {"type": "transcript.text.delta", "delta": piece}, _done(hearing))
     parts = [item for item in await job.all() if isinstance(item, SpokenPart)]
-    texts = [hearing.text(part) for part in parts]
+    texts = [hearing.task.text(part) for part in parts]
     if shape == "text":
         return PlainTextResponse("\n".join(texts) + "\n")
     if shape in ("srt", "vtt"):
@@ -246,15 +231,15 @@ async def _heard(
             for number, (part, text) in enumerate(zip(parts, texts, strict=True))
         ]
         end = parts[-1].end if parts else 0.0
-        content |= {"task": task, "language": hearing.language, "duration": end, "segments": segments}
+        content |= {"task": task, "language": hearing.task.language, "duration": end, "segments": segments}
     return JSONResponse(content)
 
 
 def _done(hearing: _Hearing) -> Callable[[list[Any]], list[str]]:
     def finish(items: list[Any]) -> list[str]:
         parts = [item for item in items if isinstance(item, SpokenPart)]
-        event = {"type": "transcript.text.done", "text": " ".join(map(hearing.text, parts))}
-        if hearing.target:
+        event = {"type": "transcript.text.done", "text": " ".join(map(hearing.task.text, parts))}
+        if hearing.task.target:
             event["transcript"] = " ".join(part.transcript for part in parts)
         return [json.dumps(event, ensure_ascii=False)]
 

@@ -135,6 +135,22 @@ def resample(waveform: Float32Array, found_rate: int, wanted_rate: int) -> Float
     return resampled
 
 
+class ResampleStream:
+    """The same for a sound that comes piece by piece."""
+
+    def __init__(self, found_rate: int, wanted_rate: int) -> None:
+        self._stream: Any = None
+        if found_rate != wanted_rate:
+            self._stream = _soxr().ResampleStream(found_rate, wanted_rate, 1, dtype="float32", quality="HQ")
+
+    def push(self, samples: Float32Array, *, last: bool = False) -> Float32Array:
+        """The next samples, float32 of any number, to those that are now certain."""
+        if self._stream is None:
+            return samples
+        resampled: Float32Array = self._stream.resample_chunk(np.ascontiguousarray(samples), last=last)
+        return resampled
+
+
 def _soxr() -> Any:
     try:
         import soxr

@@ -6,7 +6,7 @@ It offers one model that transcribes and one for each language to translate into
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,11 @@ import cabochon
 from cabochon.arrays import Float32Array
 from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.languages import LANGUAGE_NAMES, language_name
-from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
 from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, ModelQueue
 from cabochon.pipeline import Model
-from cabochon.wav import resample
+from cabochon.received_speech import ReceivedSpeech
+from cabochon.speech_task import SpeechTask
+from cabochon.wav import ResampleStream
 
 try:
     from wyoming.asr import Transcribe, Transcript
@@ -140,9 +141,11 @@ class _Handler(AsyncEventHandler):
         super().__init__(reader, writer)
         self._model, self._queue, self._settings = model, queue, settings
         self._wish = Transcribe()
-        self._chunks: list[Float32Array] = []
+        self._speech: ReceivedSpeech | None = None
         self._samples = 0
+        self._failed = False
         self._rate = model.audio_model.sample_rate
+        self._resampling = ResampleStream(self._rate, self._rate)
 
     async def run(self) -> None:
         """Receive events; what is no event ends the connection."""
@@ -150,14 +153,21 @@ class _Handler(AsyncEventHandler):
             await super().run()
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, ConnectionError, RecursionError):
             self.writer.close()
+        finally:
+            self._forget()
 
     async def handle_event(self, event: Event) -> bool:
         """See `AsyncEventHandler.handle_event`."""
+        if self._failed:
+            # A client that still sends would lose the error, were the connection closed.
+            return not AudioStop.is_type(event.type)
         try:
             return await self._handle(event)
         except (CabochonError, BusyError, TimeoutError) as error:
+            self._forget()
+            self._failed = True
             await self.write_event(Error(_sentence(error)).event())
-            return False
+            return not AudioStop.is_type(event.type)
 
     async def _handle(self, event: Event) -> bool:
         if Describe.is_type(event.type):
@@ -165,7 +175,7 @@ class _Handler(AsyncEventHandler):
         elif Transcribe.is_type(event.type):
             self._wish = Transcribe.from_event(event)
         elif AudioStart.is_type(event.type):
-            self._chunks, self._samples = [], 0
+            self._forget()
         elif AudioChunk.is_type(event.type):
             self._hear(AudioChunk.from_event(event))
         elif AudioStop.is_type(event.type):
@@ -175,31 +185,36 @@ class _Handler(AsyncEventHandler):
 
     def _hear(self, chunk: AudioChunk) -> None:
         samples = samples_of(chunk)
-        if self._chunks and chunk.rate != self._rate:
+        if self._speech is None:
+            self._rate = chunk.rate
+            self._resampling = ResampleStream(chunk.rate, self._model.audio_model.sample_rate)
+            self._speech = self._begin()
+        if chunk.rate != self._rate:
             raise RequestError(f"the sound changes from {self._rate} samples a second to {chunk.rate}: send one rate.")
-        self._rate = chunk.rate
         self._samples += len(samples)
         if self._samples > self._settings.max_seconds * chunk.rate:
             raise RequestError(f"the sound is longer than {self._settings.max_seconds:.0f} s: end it at a pause.")
-        self._chunks.append(samples)
+        self._speech.push(self._resampled(samples))
+
+    def _begin(self) -> ReceivedSpeech:
+        settings, language = self._settings, self._wish.language or self._settings.language
+        task = SpeechTask(self._model, language, settings.target_of(self._wish.name), settings.max_tokens)
+        return ReceivedSpeech(self._queue, task)
 
     async def _understand(self) -> str:
-        settings, model = self._settings, self._model
-        language = self._wish.language or settings.language
-        target = settings.target_of(self._wish.name)
-        heard = np.concatenate([np.zeros(0, np.float32), *self._chunks])
-        waveform = np.clip(resample(heard, self._rate, model.audio_model.sample_rate), -1.0, 1.0)
-        self._chunks, self._samples = [], 0
+        speech = self._speech or self._begin()
+        speech.push(self._resampled(np.zeros(0, np.float32), last=True))
+        parts = await speech.finish()
+        self._forget()
+        return " ".join(map(speech.task.text, parts))
 
-        def work() -> Iterator[SpokenPart]:
-            if target is None:
-                return transcribe_long(model, waveform, language, max_tokens=settings.max_tokens)
-            if language is None:
-                raise RequestError("to translate, the model has to know the spoken language.")
-            return translate_long(model, waveform, source=language, target=target, max_tokens=settings.max_tokens)
+    def _resampled(self, samples: Float32Array, *, last: bool = False) -> Float32Array:
+        return np.clip(self._resampling.push(samples, last=last), -1.0, 1.0)
 
-        parts: Sequence[SpokenPart] = await self._queue.submit(work).all()
-        return " ".join(part.translation if target else part.transcript for part in parts)
+    def _forget(self) -> None:
+        if self._speech is not None:
+            self._speech.cancel()
+        self._speech, self._samples = None, 0
 
 
 def samples_of(chunk: AudioChunk) -> Float32Array:

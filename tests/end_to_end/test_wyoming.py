@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from wyoming.error import Error
 from wyoming.info import Describe, Info
 
 import cabochon
+from cabochon.wav import resample
 from cabochon.wyoming_server import WyomingSettings, samples_of, serve_wyoming
 
 REFERENCES = {
@@ -93,6 +95,77 @@ def test_a_sentence_is_transcribed_and_translated_by_the_model_that_is_named(mod
     wish = Transcribe(name="tiny-to-German", language="en")
     assert ask(model, SETTINGS, speaking(english, wish)) == REFERENCES["en"]["de"]
     assert ask(model, SETTINGS, speaking(english, Transcribe(language="en"), channels=2)) == REFERENCES["en"]["en"]
+
+
+def test_two_who_speak_at_once_are_both_heard(model: cabochon.Model) -> None:
+    async def talk(client: AsyncTcpClient) -> object:
+        async with AsyncTcpClient(client.host, client.port) as other:
+            said = {"en": client, "es": other}
+            sounds = {each: (waveform_of(each) * 32767).astype("<i2") for each in said}
+            for each, speaker in said.items():
+                await speaker.write_event(Transcribe(language=each).event())
+                await speaker.write_event(AudioStart(16_000, 2, 1).event())
+            for start in range(0, max(map(len, sounds.values())), 4096):
+                for each, speaker in said.items():
+                    piece = sounds[each][start : start + 4096].tobytes()
+                    await speaker.write_event(AudioChunk(16_000, 2, 1, piece).event())
+                await asyncio.sleep(0.02)  # the model comes between
+            for speaker in said.values():
+                await speaker.write_event(AudioStop().event())
+            return [await answer_of(speaker) for speaker in said.values()]
+
+    assert ask(model, SETTINGS, talk) == [REFERENCES["en"]["en"], REFERENCES["es"]["es"]]
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_speech_is_heard_while_it_is_sent(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    heard, run = [], model._session.decoder.run
+
+    def note(
+        inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
+    ) -> np.ndarray:
+        heard.append(position + len(inputs_embeds))
+        return run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
+
+    monkeypatch.setattr(model._session.decoder, "run", note)
+    waveform = resample(waveform_of("en"), 16_000, rate)
+    samples = (np.clip(waveform, -1, 1) * 32767).astype("<i2")
+
+    async def talk(client: AsyncTcpClient) -> object:
+        await client.write_event(Transcribe(language="en").event())
+        for start in range(0, len(samples), 1024):
+            await client.write_event(AudioChunk(rate, 2, 1, samples[start : start + 1024].tobytes()).event())
+        for _ in range(500):
+            if heard and heard[-1] > 40:
+                break
+            await asyncio.sleep(0.01)
+        before = heard[-1]
+        await client.write_event(AudioStop().event())
+        return before, await answer_of(client)
+
+    before, answer = ask(model, SETTINGS, talk)  # type: ignore[misc]
+    # The sentence has 50 audio embeddings, and the instruction before it more than 20 tokens.
+    assert before > 40
+    assert answer == REFERENCES["en"]["en"]
+
+
+def test_who_goes_away_while_speaking_leaves_the_line(model: cabochon.Model) -> None:
+    async def talk(client: AsyncTcpClient) -> object:
+        samples = (waveform_of("en") * 32767).astype("<i2").tobytes()
+        for _ in range(3):
+            async with AsyncTcpClient(client.host, client.port) as other:
+                await other.write_event(AudioStart(16_000, 2, 1).event())
+                await other.write_event(AudioChunk(16_000, 2, 1, samples).event())
+        # A moment passes until the server knows.
+        for _ in range(100):
+            async with AsyncTcpClient(client.host, client.port) as other:
+                answer = await speaking(waveform_of("en"), Transcribe(language="en"))(other)
+            if not isinstance(answer, Error):
+                break
+            await asyncio.sleep(0.05)
+        return answer
+
+    assert ask(model, replace(SETTINGS, longest_queue=1), talk) == REFERENCES["en"]["en"]
 
 
 def test_clients_learn_what_there_is(model: cabochon.Model) -> None:

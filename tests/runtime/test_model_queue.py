@@ -75,3 +75,38 @@ def test_closing_ends_endless_work() -> None:
         assert time.monotonic() - started < 5
 
     asyncio.run(main())
+
+
+def test_others_are_answered_between_pieces_of_work_and_each_place_counts() -> None:
+    async def main() -> None:
+        queue = ModelQueue(2, 10)
+        place = queue.open()
+        assert await place.run(lambda: 1) == 1
+        assert await queue.submit(lambda: iter([2])).all() == [2]
+        other = queue.open()
+        with pytest.raises(BusyError):
+            queue.open()
+        other.close()
+        other.close()
+        assert queue.admitted == 1
+        with pytest.raises(ValueError, match="broken"):
+            await place.run(lambda: int("broken"))
+        assert await place.run(lambda: 3) == 3
+        queue.close()
+        with pytest.raises(BusyError):
+            await place.run(lambda: 4)
+
+    asyncio.run(main())
+
+
+def test_a_place_is_kept_no_longer_than_is_allowed() -> None:
+    async def main() -> None:
+        queue = ModelQueue(2, 0.05)
+        place = queue.open()
+        assert await place.run(lambda: 1) == 1
+        with pytest.raises(TimeoutError):
+            await place.run(lambda: time.sleep(0.2))
+        with pytest.raises(TimeoutError):
+            await place.run(lambda: 1)
+
+    asyncio.run(main())
