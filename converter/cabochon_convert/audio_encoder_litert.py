@@ -11,7 +11,20 @@ Projector, `audio_adapter_N`: features and mask as above to
 
     features    float32 [1, N, hidden]; zeros where the mask is false
 
-The encoder is causal, so that filling up on the right changes nothing.
+The encoder is causal, so that filling up on the right changes nothing, and a sound may come piece by piece. One more
+signature `audio_step_N` takes the next 4 N frames, and the states that the step before it gave, zeros at the beginning;
+`audio_adapter_N` is there for what it makes:
+
+    src_inputs  float32 [1, 4 N, mel bins]
+    mask        bool    [1, 1, 4 N]; false for what fills the last piece up
+    past_frames float32 [1, 4, mel bins]                   before the piece
+    past_mask   float32 [1, chunk]                         1 for each of the tokens before it that there was
+    past_keys   float32 [layers, chunk, hidden]            of these tokens, newest last
+    past_values float32 [layers, chunk, hidden]
+    past_gated  float32 [layers, kernel size - 1, hidden]  what the convolution of each layer saw last
+    features    float32 [1, N, features]
+    mask        bool    [1, N]
+    next_…      what each past_… becomes
 """
 
 from __future__ import annotations
@@ -24,6 +37,7 @@ import torch
 
 from cabochon.log_mel import LogMelParameters
 from cabochon_convert.audio_encoder_onnx import FRAMES_PER_TOKEN
+from cabochon_convert.audio_step_litert import AudioStepModule
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_litert import Places, Signature
 from cabochon_convert.litert_torch_parts import AudioAdapterModule, AudioEncoderModule
@@ -45,9 +59,15 @@ def token_counts(log_mel: LogMelParameters, max_samples: int) -> tuple[int, ...]
 
 
 def build_litert_audio_encoder(
-    checkpoint: Checkpoint, settings: LinearSettings, counts: Sequence[int], mel_bins: int, path: Path
+    checkpoint: Checkpoint, settings: LinearSettings, counts: Sequence[int], step: int, mel_bins: int, path: Path
 ) -> tuple[CheckpointMatrix, ...]:
-    """Write the encoder to a file."""
+    """Write the encoder to a file.
+
+    Args:
+        counts: tokens of whole sounds.
+        step: tokens of a piece.
+        mel_bins: of a frame.
+    """
     with patched_transformers("gemma4"):
         model = build_model(checkpoint, "audio_config", "eager")
         tower, places = model.model.audio_tower, Places()
@@ -57,6 +77,9 @@ def build_litert_audio_encoder(
         _project_positions(tower)
         module = AudioEncoderModule(model, None)
         signatures = [Signature(f"audio_{count}", module, _encoder_inputs(count, mel_bins)) for count in counts]
+        steps = AudioStepModule(tower)
+        inputs = _encoder_inputs(step, mel_bins) | steps.states(mel_bins)
+        signatures.append(Signature(f"audio_step_{step}", steps, inputs))
         matrices, _ = write_graph(signatures, places, checkpoint, settings, path)
     return matrices
 

@@ -9,6 +9,7 @@ from cabochon.audio_model import AudioModel
 from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert import audio_encoder_litert, vision_encoder_litert
+from cabochon_convert.audio_config import AudioConfig
 from cabochon_convert.audio_encoder_litert import (
     build_litert_audio_encoder,
     build_litert_audio_projector,
@@ -69,7 +70,7 @@ def build_litert_engine(
     matrices.append(table)
     audio = vision = _Encoder((), None, None)
     if draft.audio is not None:
-        audio = _build_audio(checkpoint, draft.audio, settings, folder, progress)
+        audio = _build_audio(checkpoint, config, draft.audio, settings, folder, progress)
     if draft.vision is not None:
         vision = _build_vision(checkpoint, draft.vision, settings, folder, progress)
     matrices += (*audio.matrices, *vision.matrices)
@@ -88,16 +89,21 @@ def build_litert_engine(
 
 
 def _build_audio(
-    checkpoint: Checkpoint, audio: AudioModel, settings: LinearSettings, folder: Path, progress: Progress
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    audio: AudioModel,
+    settings: LinearSettings,
+    folder: Path,
+    progress: Progress,
 ) -> _Encoder:
-    if audio.log_mel is None:
+    if audio.log_mel is None or not isinstance(config.audio, AudioConfig):
         raise CheckpointError("models that hear without an encoder cannot be converted for litert yet: choose onnx.")
     parts = audio_encoder_litert.TOWER, audio_encoder_litert.PROJECTOR
     progress.start("audio encoder", sum(checkpoint.size_of(part) for part in parts), "B")
-    counts = token_counts(audio.log_mel, audio.max_samples)
+    counts, step = token_counts(audio.log_mel, audio.max_samples), config.audio.chunk_size
     encoder, projector = folder / "audio_encoder.tflite", folder / "audio_projector.tflite"
-    matrices = build_litert_audio_encoder(checkpoint, settings, counts, audio.log_mel.mel_bins, encoder)
-    matrices += build_litert_audio_projector(checkpoint, settings, counts, projector)
+    matrices = build_litert_audio_encoder(checkpoint, settings, counts, step, audio.log_mel.mel_bins, encoder)
+    matrices += build_litert_audio_projector(checkpoint, settings, (step, *counts), projector)
     signatures = f"audio_{counts[-1]}", f"audio_adapter_{counts[-1]}"
     return _Encoder(matrices, describe_graph(encoder, signatures[0]), describe_graph(projector, signatures[1]))
 

@@ -118,6 +118,10 @@ class Decoder(Protocol):
     def earliest_position(self) -> int:
         """How far back a run can start: what lay before it in sliding windows is forgotten."""
 
+    @property
+    def shortest_run(self) -> int:
+        """Positions that the shortest run of several is filled up to: fewer take as long. 1 where none is."""
+
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
     ) -> Float32Array:

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ except ImportError as error:
 
 UNSEEN = -1e4
 """Added to the score of a position that must not be attended to."""
+PAST, NEXT = "past_", "next_"
+"""How names of states begin, as inputs and as what they become."""
 SHORTEST_PADDED_SHARE = 8
 """A rest of fewer positions than this fraction of the shortest prefill runs position by position, which is sooner."""
 
@@ -93,6 +95,11 @@ class LitertDecoder:
     def earliest_position(self) -> int:
         """See `Decoder.earliest_position`."""
         return self._earliest_position
+
+    @property
+    def shortest_run(self) -> int:
+        """See `Decoder.shortest_run`."""
+        return self._current.shortest_run
 
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
@@ -163,6 +170,11 @@ class _Steps:
     def decode(self) -> _Run:
         """The run of one position."""
         return self._all_runs()[0]
+
+    @property
+    def shortest_run(self) -> int:
+        """Positions of the shortest run of several; 1 where there is none."""
+        return next((run.length for run in self._all_runs()[1:]), 1)
 
     def fitting(self, count: int, position: int) -> _Run:
         """The shortest that takes so many positions, or the longest; single steps where rows would leave the cache."""
@@ -278,24 +290,71 @@ class LitertAudioEncoder:
 
     def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
+        encoder, projector = self._loaded()
+        length, key = _shortest_signature(encoder, "src_inputs", len(frames), _whole(encoder))
+        if length < len(frames):
+            raise RequestError(f"the sound has {len(frames)} frames, the package's encoder takes {length}.")
+        return _embeddings(projector, _call(encoder, key, _filled_up(frames, length)))
+
+    def start_stream(self) -> LitertAudioEncoderStream | None:
+        """See `AudioEncoder.start_stream`."""
+        encoder, projector = self._loaded()
+        keys = [key for key in encoder.get_signature_list() if key not in _whole(encoder)]
+        return LitertAudioEncoderStream(encoder, projector, keys[0]) if keys else None
+
+    def _loaded(self) -> list[Any]:
         with self._lock:
             if not self._models:
                 self._models = [_load(self._package, graph, self._settings) for graph in self._graphs]
-        encoder, projector = self._models
-        length, key = _shortest_signature(encoder, "src_inputs", len(frames))
-        if length < len(frames):
-            raise RequestError(f"the sound has {len(frames)} frames, the package's encoder takes {length}.")
-        padded = np.zeros((1, length, frames.shape[1]), np.float32)
-        padded[0, : len(frames)] = frames
-        heard = np.zeros((1, 1, length), np.bool_)
-        heard[..., : len(frames)] = True
-        features = _call(encoder, key, {"src_inputs": padded, "mask": heard})
-        _, key = _shortest_signature(projector, "features", features["features"].shape[1])
-        embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
-        return embeddings
+        return self._models
 
-    def start_stream(self) -> None:
-        """See `AudioEncoder.start_stream`."""
+
+class LitertAudioEncoderStream:
+    """A signature that hands states on: inputs `past_…`, zeros at the beginning, that become outputs `next_…`."""
+
+    def __init__(self, encoder: Any, projector: Any, key: str) -> None:
+        self._encoder, self._projector, self._key = encoder, projector, key
+        inputs = encoder.get_input_tensor_details(key)
+        self.block_frames = int(inputs["src_inputs"]["shape"][1])
+        self._states = {
+            name: np.zeros(details["shape"], np.dtype(details["dtype"]))
+            for name, details in inputs.items()
+            if name.startswith(PAST)
+        }
+        self._ended = False
+
+    def encode(self, frames: Float32Array) -> Float32Array:
+        """See `AudioEncoderStream.encode`; ValueError after a piece that did not fill its last block."""
+        starts = range(0, len(frames), self.block_frames)
+        return np.concatenate([self._step(frames[start : start + self.block_frames]) for start in starts])
+
+    def _step(self, frames: Float32Array) -> Float32Array:
+        if self._ended:
+            raise ValueError(f"a piece that was not of {self.block_frames} frames has ended the sound")
+        self._ended = len(frames) < self.block_frames
+        found = _call(self._encoder, self._key, _filled_up(frames, self.block_frames) | self._states)
+        self._states = {name: found.pop(name.replace(PAST, NEXT)) for name in self._states}
+        return _embeddings(self._projector, found)
+
+
+def _whole(encoder: Any) -> list[str]:
+    """Signatures of an audio encoder that take whole sounds."""
+    signatures: dict[str, Any] = encoder.get_signature_list()
+    return [key for key, names in signatures.items() if not any(name.startswith(PAST) for name in names["inputs"])]
+
+
+def _filled_up(frames: Float32Array, length: int) -> dict[str, np.ndarray]:
+    """Inputs of an audio encoder that takes so many frames."""
+    padded, heard = np.zeros((1, length, frames.shape[1]), np.float32), np.zeros((1, 1, length), np.bool_)
+    padded[0, : len(frames)], heard[..., : len(frames)] = frames, True
+    return {"src_inputs": padded, "mask": heard}
+
+
+def _embeddings(projector: Any, features: Mapping[str, np.ndarray]) -> Float32Array:
+    """Of the tokens that an audio encoder heard: [tokens, hidden]."""
+    _, key = _shortest_signature(projector, "features", features["features"].shape[1])
+    embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
+    return embeddings
 
 
 class LitertVisionEncoder:
@@ -330,9 +389,9 @@ class LitertVisionEncoder:
         return seen_embeddings
 
 
-def _shortest_signature(model: Any, name: str, count: int) -> tuple[int, str]:
+def _shortest_signature(model: Any, name: str, count: int, keys: Iterable[str] = ()) -> tuple[int, str]:
     """Of those whose input has room for so many rows, or else the longest of all: its rows and its key."""
-    keys = model.get_signature_list()
+    keys = keys or model.get_signature_list()
     signatures = sorted((int(model.get_input_tensor_details(key)[name]["shape"][1]), key) for key in keys)
     return next((each for each in signatures if each[0] >= count), signatures[-1])
 

@@ -87,6 +87,11 @@ class OnnxDecoder:
         """See `Decoder.earliest_position`."""
         return self._sliding.earliest_position if self._sliding else 0
 
+    @property
+    def shortest_run(self) -> int:
+        """See `Decoder.shortest_run`."""
+        return 1
+
     def run(
         self, inputs_embeds: Float32Array, per_layer_inputs: Float32Array, position: int, logits_to_keep: int = 1
     ) -> Float32Array:

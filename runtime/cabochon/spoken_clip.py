@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
@@ -61,7 +63,8 @@ class SpokenClip:
     ) -> None:
         self._decoder, self._embedder, self._audio, self._stream = decoder, embedder, audio, stream
         self._prompt, self._turn = prompt, turn
-        self._samples = 0
+        self._samples = self._heard = 0
+        self._waiting: list[Float32Array] = []
         self._finished = False
         self.prefill_seconds = self.encode_seconds = 0.0
         self._turn.begin(prompt.before)
@@ -101,13 +104,16 @@ class SpokenClip:
             raise AudioError(f"the clip is longer than {limit:.0f} s: end it at a pause.")
         self._samples += len(samples)
         self._hear(lambda: self._stream.push(samples))
+        # A run that is filled up anyway is worth waiting for, as long as the prompt's end fits into it, too.
+        if self._waiting and self._waiting_count + len(self._prompt.after) > self._decoder.shortest_run:
+            self._run(())
 
     def guess(self) -> str:
         """What the clip says so far, as far as the encoder has come; it can go on afterwards."""
-        position = self._position
-        logits = self._run(self._prompt.after, None, logits_to_keep=1)
-        text = "".join(self._turn.decode(logits, self._position, GUESSED_TOKENS - len(self._prompt.after)))
-        self._position = position
+        after = self._prompt.after
+        logits = self._run(after, logits_to_keep=1)
+        text = "".join(self._turn.decode(logits, self._position, GUESSED_TOKENS - len(after)))
+        self._position -= len(after)
         return text.strip()
 
     def finish(self) -> Float32Array:
@@ -118,27 +124,42 @@ class SpokenClip:
         """
         self._finished = True
         self._hear(self._stream.finish)
-        if self._position == len(self._prompt.before):
+        if self._heard == 0:
             raise AudioError(f"the sound lasts {self.seconds * 1000:.0f} ms, too short to hold speech.")
-        return self._run(self._prompt.after, None, logits_to_keep=1)
+        return self._run(self._prompt.after, logits_to_keep=1)
+
+    @property
+    def _waiting_count(self) -> int:
+        """Tokens that were heard, but not run yet."""
+        return sum(map(len, self._waiting))
 
     def _hear(self, encode: Callable[[], Float32Array]) -> None:
         started = time.perf_counter()
         embeddings = encode()
         self.encode_seconds += time.perf_counter() - started
         if len(embeddings):
-            self._run([self._audio.soft_token] * len(embeddings), embeddings)
+            self._refuse_too_many(self._waiting_count + len(embeddings))
+            # Or what ends the clip would be known when there is enough for a run.
+            with self._turn.held():
+                self._waiting.append(embeddings)
+            self._heard += len(embeddings)
 
-    def _run(self, tokens: Sequence[int], embeddings: Float32Array | None, logits_to_keep: int = 0) -> Float32Array:
-        """Let the decoder run the next positions; returns the logits of the last one, where they are asked for."""
-        if self._position + len(tokens) >= self._decoder.capacity:
-            raise RequestError(
-                f"the clip and its prompt take more than {self._decoder.capacity} positions: raise the context length."
-            )
+    def _run(self, tokens: Sequence[int], logits_to_keep: int = 0) -> Float32Array:
+        """Let the decoder run what waits, then these tokens; returns the last one's logits, if they are asked for."""
+        embeddings = np.concatenate(self._waiting) if self._waiting else None
+        tokens = [*[self._audio.soft_token] * self._waiting_count, *tokens]
+        self._refuse_too_many(len(tokens))
         started = time.perf_counter()
         prompt = self._embedder.embed(tokens, self._audio, embeddings)
         with self._turn.held():
             logits = run_prompt(self._decoder, prompt, self._position, logits_to_keep)
+        self._waiting = []
         self._position += len(tokens)
         self.prefill_seconds += time.perf_counter() - started
         return logits[-1] if logits_to_keep else logits
+
+    def _refuse_too_many(self, count: int) -> None:
+        if self._position + count >= self._decoder.capacity:
+            raise RequestError(
+                f"the clip and its prompt take more than {self._decoder.capacity} positions: raise the context length."
+            )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,22 @@ from conftest import TINY, convert_tiny
 from refusals import refused
 
 import cabochon
+from cabochon.manifest import MANIFEST_NAME
+from cabochon.package import open_package
+from cabochon_convert.flatbuffer_litert import keep_signatures
+from cabochon_convert.package import list_files, write_manifest
+from cabochon_convert.progress import Silence
 
 REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
 RATE = 16_000
 
 
-@pytest.fixture(scope="module", params=["float", "int4-mixed"])
+@pytest.fixture(scope="module", params=["onnx float", "onnx int4-mixed", "litert float", "litert int4-mixed"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
-    return cabochon.load(convert_tiny(request.param, tmp_path_factory), threads=2)
+    engine, recipe = request.param.split()
+    shared = {"float": "tiny_litert_float_package", "int4-mixed": "tiny_litert_package"}
+    folder = request.getfixturevalue(shared[recipe]) if engine == "litert" else convert_tiny(recipe, tmp_path_factory)
+    return cabochon.load(folder, threads=2)
 
 
 def waveform_of(reference: dict[str, str]) -> np.ndarray:
@@ -100,10 +110,6 @@ def test_clips_that_cannot_be_are_refused(model: cabochon.Model) -> None:
     assert model.transcribe(waveform_of(reference), "en").finish() == reference["en"]
 
 
-def test_an_engine_that_takes_whole_clips_says_so(tiny_litert_float_package: Path) -> None:
-    assert cabochon.load(tiny_litert_float_package).start_clip("en") is None
-
-
 @pytest.mark.parametrize("engine", ["onnx", "litert"])
 def test_an_instruction_that_is_kept_changes_no_answer_and_is_not_run_again(
     engine: str,
@@ -144,3 +150,20 @@ def noted_positions(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(decoder, "run", note)
     return positions
+
+
+def test_a_package_without_steps_takes_whole_clips(tiny_litert_float_package: Path, tmp_path: Path) -> None:
+    package = open_package(tiny_litert_float_package)
+    encoder = package.manifest.engines["litert"].audio_encoder
+    assert encoder is not None
+    older = tmp_path / "older"
+    shutil.copytree(package.folder, older)
+    (features,) = (tensor for tensor in encoder.outputs if tensor.name == "features")
+    whole = f"audio_{features.shape[1]}"
+    keep_signatures(package.path(encoder.file), {whole: whole}, older / encoder.file)
+    (older / MANIFEST_NAME).unlink()
+    write_manifest(older, replace(package.manifest, files=list_files(older, Silence().advance)))
+    model = cabochon.load(older)
+    assert model.start_clip("en") is None
+    reference = REFERENCES[0]
+    assert model.transcribe(waveform_of(reference), "en").finish() == reference["en"]

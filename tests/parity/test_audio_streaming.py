@@ -13,30 +13,48 @@ from hypothesis import strategies as st
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
 from cabochon.backend import AudioEncoder, EngineSettings
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.package import open_package
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
+from cabochon_convert.progress import Silence
 from cabochon_convert.recipes import RECIPES
+from cabochon_convert.reference import ReferenceModel
 
 RATE = 16_000
 
 
 def opened(folder: Path) -> tuple[AudioModel, AudioEncoder]:
     package = open_package(folder)
-    encoder = open_session(package, "onnx", EngineSettings(threads=2)).audio_encoder
+    encoder = open_session(package, choose_engine(package), EngineSettings(threads=2)).audio_encoder
     assert package.manifest.audio is not None
     assert encoder is not None
     return package.manifest.audio, encoder
 
 
-@pytest.fixture(scope="module", params=["models/tiny", "random weights"])
+def converted(checkpoint: Path, folder: Path, recipe: str, engine: str) -> Path:
+    settings = ConversionSettings(RECIPES[recipe], target=engine, context_length=1000, without_vision=True)
+    return convert_checkpoint(checkpoint, folder, settings).folder
+
+
+@pytest.fixture(scope="module", params=["onnx tiny", "onnx random", "litert tiny", "litert random"])
 def float_encoder(
-    request: pytest.FixtureRequest, random_package: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[AudioModel, AudioEncoder]:
-    if request.param == "random weights":
-        return opened(random_package)
+    engine, weights = request.param.split()
+    shared = {"onnx random": "random_package", "litert tiny": "tiny_litert_float_package"}
+    if request.param in shared:
+        return opened(request.getfixturevalue(shared[request.param]))
     folder = tmp_path_factory.mktemp("streaming") / "float"
-    return opened(convert_checkpoint(TINY, folder, ConversionSettings(RECIPES["float"])).folder)
+    return opened(converted(TINY if weights == "tiny" else random_checkpoint, folder, "float", engine))
+
+
+@pytest.fixture(scope="module", params=["onnx", "litert"])
+def rounded_encoder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[AudioModel, AudioEncoder]:
+    if request.param == "litert":
+        return opened(request.getfixturevalue("tiny_litert_package"))
+    return opened(converted(TINY, tmp_path_factory.mktemp("streaming") / "int4", "int4-mixed", "onnx"))
 
 
 def noise(samples: int, seed: int) -> np.ndarray:
@@ -68,11 +86,20 @@ def test_any_pieces_of_a_sound_give_its_embeddings(
     assert np.abs(found - whole).max() <= 1e-5 * np.abs(whole).max()
 
 
-@pytest.mark.parametrize("frames", [4, 20, 100])
-def test_the_graph_may_be_given_any_multiple_of_four_frames(
-    float_encoder: tuple[AudioModel, AudioEncoder], frames: int
-) -> None:
+@pytest.mark.parametrize("blocks", [1, 2, 5])
+def test_a_piece_may_have_any_number_of_blocks(float_encoder: tuple[AudioModel, AudioEncoder], blocks: int) -> None:
     audio, encoder = float_encoder
+    log_mel = audio.make_frames(noise(5 * RATE + 77, 0))
+    whole, stream = encoder.encode(log_mel), encoder.start_stream()
+    assert stream is not None
+    frames = blocks * stream.block_frames
+    pieces = [stream.encode(log_mel[start : start + frames]) for start in range(0, len(log_mel), frames)]
+    assert np.abs(np.concatenate(pieces) - whole).max() <= 1e-5 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("frames", [4, 20, 100])
+def test_an_onnx_graph_may_be_given_any_multiple_of_four_frames(random_package: Path, frames: int) -> None:
+    audio, encoder = opened(random_package)
     log_mel = audio.make_frames(noise(5 * RATE + 77, 0))
     whole, stream = encoder.encode(log_mel), encoder.start_stream()
     assert stream is not None
@@ -80,11 +107,31 @@ def test_the_graph_may_be_given_any_multiple_of_four_frames(
     assert np.abs(np.concatenate(pieces) - whole).max() <= 1e-5 * np.abs(whole).max()
 
 
-def test_rounded_encoders_round_a_stream_as_they_round_the_whole(
-    tmp_path_factory: pytest.TempPathFactory,
+def test_a_litert_graph_refuses_what_would_follow_a_piece_that_it_filled_up(tiny_litert_float_package: Path) -> None:
+    audio, encoder = opened(tiny_litert_float_package)
+    log_mel, stream = audio.make_frames(noise(RATE, 0)), encoder.start_stream()
+    assert stream is not None
+    stream.encode(log_mel[:20])
+    with pytest.raises(ValueError, match="ended the sound"):
+        stream.encode(log_mel[20:])
+
+
+def test_a_sound_in_pieces_gives_the_embeddings_of_transformers(
+    float_encoder: tuple[AudioModel, AudioEncoder], random_checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
-    folder = tmp_path_factory.mktemp("streaming") / "int4"
-    audio, encoder = opened(convert_checkpoint(TINY, folder, ConversionSettings(RECIPES["int4-mixed"])).folder)
+    audio, encoder = float_encoder
+    checkpoint = random_checkpoint if "random" in request.node.callspec.id else TINY
+    waveform = noise(7 * RATE + 123, 2)
+    (expected,) = ReferenceModel(checkpoint, Silence()).audio_embeddings([audio.make_frames(waveform)])
+    found = streamed(audio, encoder, waveform, [1600, 7])
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_rounded_encoders_round_a_stream_as_they_round_the_whole(
+    rounded_encoder: tuple[AudioModel, AudioEncoder],
+) -> None:
+    audio, encoder = rounded_encoder
     waveform = noise(7 * RATE, 1)
     whole = encoder.encode(audio.make_frames(waveform))
     # Of 8-bit activations one that tips over is a hundred times what float32 loses.
