@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
-import os
-import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,20 +18,18 @@ from cabochon.backend import (
     refuse_unfitting_rows,
     rows_needed,
 )
-from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.backend_litert_models import (
+    LIBRARY,
+    call_signature,
+    load_model,
+    read_buffer,
+    shortest_signature,
+    zeroed_buffer,
+)
+from cabochon.errors import PackageError, RequestError
 from cabochon.manifest import Engine, Graph
-from cabochon.package import Package, cache_folder
-from cabochon.quiet import quiet
+from cabochon.package import Package
 from cabochon.vision_model import VisionModel
-
-try:
-    import ai_edge_litert
-    from ai_edge_litert.compiled_model import CompiledModel
-    from ai_edge_litert.cpu_options import CpuOptions
-    from ai_edge_litert.environment import Environment
-    from ai_edge_litert.options import Options
-except ImportError as error:
-    raise missing_dependency(str(error.name), "litert") from None
 
 UNSEEN = -1e4
 """Added to the score of a position that must not be attended to."""
@@ -52,7 +45,7 @@ def open_litert_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
-    return Session(LitertDecoder(package, engine, settings), encoder, f"ai-edge-litert {ai_edge_litert.__version__}")
+    return Session(LitertDecoder(package, engine, settings), encoder, LIBRARY)
 
 
 def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> LitertVisionEncoder:
@@ -60,7 +53,9 @@ def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> Li
     engine, vision = package.manifest.engines["litert"], package.manifest.vision
     if engine.vision_encoder is None or engine.vision_projector is None or vision is None:
         raise PackageError(f"{package.folder} lacks a part of its vision encoder: convert the checkpoint again.")
-    encoder, projector = (_load(package, each, settings) for each in (engine.vision_encoder, engine.vision_projector))
+    encoder, projector = (
+        load_model(package, each, settings) for each in (engine.vision_encoder, engine.vision_projector)
+    )
     return LitertVisionEncoder(encoder, projector, vision)
 
 
@@ -73,7 +68,7 @@ class LitertDecoder:
     def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
         text = package.manifest.text
         self._capacity = choose_capacity(settings, text.context_length)
-        self._model = _load(package, engine.decoder, settings)
+        self._model = load_model(package, engine.decoder, settings)
         self._layer_shape = (text.layer_count, text.per_layer_input_size)
         self._steps = sorted(_steps(self._model, engine), key=lambda steps: steps.length)
         if self._steps[-1].length < self._capacity:
@@ -212,7 +207,7 @@ class _Steps:
     def _all_runs(self) -> list[_Run]:
         """By length; buffers are made when they are first used."""
         if not self._runs:
-            self._caches = {name: _zeroed_buffer(self._model, self._keys[0], name) for name in self._names}
+            self._caches = {name: zeroed_buffer(self._model, self._keys[0], name) for name in self._names}
             runs = (_Run(self._model, key, self._caches) for key in self._keys)
             self._runs = sorted(runs, key=lambda run: run.length)
         return self._runs
@@ -291,10 +286,10 @@ class LitertAudioEncoder:
     def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoder.encode`."""
         encoder, projector = self._loaded()
-        length, key = _shortest_signature(encoder, "src_inputs", len(frames), _whole(encoder))
+        length, key = shortest_signature(encoder, "src_inputs", len(frames), _whole(encoder))
         if length < len(frames):
             raise RequestError(f"the sound has {len(frames)} frames, the package's encoder takes {length}.")
-        return _embeddings(projector, _call(encoder, key, _filled_up(frames, length)))
+        return _embeddings(projector, call_signature(encoder, key, _filled_up(frames, length)))
 
     def start_stream(self) -> LitertAudioEncoderStream | None:
         """See `AudioEncoder.start_stream`."""
@@ -305,7 +300,7 @@ class LitertAudioEncoder:
     def _loaded(self) -> list[Any]:
         with self._lock:
             if not self._models:
-                self._models = [_load(self._package, graph, self._settings) for graph in self._graphs]
+                self._models = [load_model(self._package, graph, self._settings) for graph in self._graphs]
         return self._models
 
 
@@ -332,7 +327,7 @@ class LitertAudioEncoderStream:
         if self._ended:
             raise ValueError(f"a piece that was not of {self.block_frames} frames has ended the sound")
         self._ended = len(frames) < self.block_frames
-        found = _call(self._encoder, self._key, _filled_up(frames, self.block_frames) | self._states)
+        found = call_signature(self._encoder, self._key, _filled_up(frames, self.block_frames) | self._states)
         self._states = {name: found.pop(name.replace(PAST, NEXT)) for name in self._states}
         return _embeddings(self._projector, found)
 
@@ -352,8 +347,8 @@ def _filled_up(frames: Float32Array, length: int) -> dict[str, np.ndarray]:
 
 def _embeddings(projector: Any, features: Mapping[str, np.ndarray]) -> Float32Array:
     """Of the tokens that an audio encoder heard: [tokens, hidden]."""
-    _, key = _shortest_signature(projector, "features", features["features"].shape[1])
-    embeddings: Float32Array = _call(projector, key, features)["features"][0][features["mask"][0]]
+    _, key = shortest_signature(projector, "features", features["features"].shape[1])
+    embeddings: Float32Array = call_signature(projector, key, features)["features"][0][features["mask"][0]]
     return embeddings
 
 
@@ -371,7 +366,7 @@ class LitertVisionEncoder:
         """
         rows, columns, values = patches.shape
         count = rows * columns
-        length, key = _shortest_signature(self._encoder, "images", count)
+        length, key = shortest_signature(self._encoder, "images", count)
         if length < count:
             tokens, most = (each // self._vision.pooling_kernel_size**2 for each in (count, length))
             raise RequestError(
@@ -382,91 +377,8 @@ class LitertVisionEncoder:
         images[0, :count] = patches.reshape(count, values)
         places[0, :count, 0] = np.tile(np.arange(columns), rows)
         places[0, :count, 1] = np.repeat(np.arange(rows), columns)
-        seen = _call(self._encoder, key, {"images": images, "positions_xy": places})
-        _, key = _shortest_signature(self._projector, "soft_tokens", seen["features"].shape[1])
-        embeddings = _call(self._projector, key, {"soft_tokens": seen["features"]})["mm_embedding"]
+        seen = call_signature(self._encoder, key, {"images": images, "positions_xy": places})
+        _, key = shortest_signature(self._projector, "soft_tokens", seen["features"].shape[1])
+        embeddings = call_signature(self._projector, key, {"soft_tokens": seen["features"]})["mm_embedding"]
         seen_embeddings: Float32Array = embeddings[0][seen["mask"][0]]
         return seen_embeddings
-
-
-def _shortest_signature(model: Any, name: str, count: int, keys: Iterable[str] = ()) -> tuple[int, str]:
-    """Of those whose input has room for so many rows, or else the longest of all: its rows and its key."""
-    keys = keys or model.get_signature_list()
-    signatures = sorted((int(model.get_input_tensor_details(key)[name]["shape"][1]), key) for key in keys)
-    return next((each for each in signatures if each[0] >= count), signatures[-1])
-
-
-def _call(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    names = model.get_signature_list()[key]
-    inputs = {name: model.create_input_buffer_by_name(key, name) for name in names["inputs"]}
-    outputs = {name: model.create_output_buffer_by_name(key, name) for name in names["outputs"]}
-    for name, buffer in inputs.items():
-        buffer.write(arrays[name])
-    model.run_by_name(key, inputs, outputs)
-    found = {}
-    for name, details in model.get_output_tensor_details(key).items():
-        shape = tuple(details["shape"])
-        found[name] = outputs[name].read(int(np.prod(shape)), np.dtype(details["dtype"])).reshape(shape)
-    return found
-
-
-def _read(model: Any, key: str, name: str, buffer: Any) -> Float32Array:
-    """A buffer of one of the inputs of a signature."""
-    shape = tuple(model.get_input_tensor_details(key)[name]["shape"])
-    values: Float32Array = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-    return values
-
-
-def _zeroed_buffer(model: Any, key: str, name: str) -> Any:
-    """What was never written must be numbers: a weight of zero times anything else is not zero."""
-    buffer = model.create_input_buffer_by_name(key, name)
-    buffer.write(np.zeros(model.get_input_tensor_details(key)[name]["shape"], np.float32))
-    return buffer
-
-
-def _load(package: Package, graph: Graph, settings: EngineSettings) -> Any:
-    path = package.path(graph.file)
-    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
-    try:
-        # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
-        with quiet(2):
-            model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
-            # The first array that is written makes LiteRT look for accelerators once more.
-            key, names = next(iter(model.get_signature_list().items()))
-            details = model.get_input_tensor_details(key)[names["inputs"][0]]
-            values = np.zeros(details["shape"], np.dtype(details["dtype"]))
-            model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
-            return model
-    except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
-        raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
-
-
-@functools.cache
-def _environment() -> Any:
-    """One for all models, without the accelerators and compilers that LiteRT would look for."""
-    nowhere = str(Path(__file__).parent / "no-accelerators")
-    environment = Environment.create(runtime_path=nowhere, compiler_plugin_path=nowhere, dispatch_library_path=nowhere)
-    # What was registered later, and may have something to say, runs before it.
-    atexit.register(_say_no_more)
-    return environment
-
-
-def _say_no_more() -> None:
-    """LiteRT 2.3 reports the end of its accelerators on standard error when the process ends."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _weight_cache(package: Package, graph: Graph) -> str:
-    """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
-
-    XNNPACK itself makes a new one when its kernels are others.
-    """
-    digest = next(record.sha256 for record in package.manifest.files if record.path == graph.file)
-    try:
-        folder = cache_folder() / "xnnpack"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return ""
-    return str(folder / f"{digest[:32]}.weights") if os.access(folder, os.W_OK) else ""

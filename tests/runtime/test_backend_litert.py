@@ -145,6 +145,11 @@ def test_a_rest_far_shorter_than_any_run_is_run_one_by_one(decoder: LitertDecode
     assert calls == ["prefill_16_cache_64", "decode_cache_64"]
 
 
+def test_the_shortest_run_of_several_positions_is_known(decoder: LitertDecoder, tmp_path: Path) -> None:
+    assert decoder.shortest_run == 4
+    assert open_decoder(write_package(tmp_path, ((1, 8),), 8)).shortest_run == 1
+
+
 def test_a_chat_moves_to_longer_caches_when_it_must_and_back_when_it_starts_anew(
     decoder: LitertDecoder, calls: list[str]
 ) -> None:

@@ -1,0 +1,120 @@
+"""LiteRT's models: loading them, and calling their signatures."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cabochon.arrays import Float32Array
+from cabochon.backend import EngineSettings
+from cabochon.errors import PackageError, missing_dependency
+from cabochon.manifest import Graph
+from cabochon.package import Package, cache_folder
+from cabochon.quiet import quiet
+
+try:
+    import ai_edge_litert
+    from ai_edge_litert.compiled_model import CompiledModel
+    from ai_edge_litert.cpu_options import CpuOptions
+    from ai_edge_litert.environment import Environment
+    from ai_edge_litert.options import Options
+except ImportError as error:
+    raise missing_dependency(str(error.name), "litert") from None
+
+LIBRARY = f"ai-edge-litert {ai_edge_litert.__version__}"
+
+
+def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
+    """A graph of a package, ready to run; PackageError where LiteRT cannot load it."""
+    path = package.path(graph.file)
+    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
+    try:
+        # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
+        with quiet(2):
+            model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
+            # The first array that is written makes LiteRT look for accelerators once more.
+            key, names = next(iter(model.get_signature_list().items()))
+            details = model.get_input_tensor_details(key)[names["inputs"][0]]
+            values = np.zeros(details["shape"], np.dtype(details["dtype"]))
+            model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
+            return model
+    except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
+        raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+
+
+@functools.cache
+def _environment() -> Any:
+    """One for all models, without the accelerators and compilers that LiteRT would look for."""
+    nowhere = str(Path(__file__).parent / "no-accelerators")
+    environment = Environment.create(runtime_path=nowhere, compiler_plugin_path=nowhere, dispatch_library_path=nowhere)
+    # What was registered later, and may have something to say, runs before it.
+    atexit.register(_say_no_more)
+    return environment
+
+
+def _say_no_more() -> None:
+    """LiteRT 2.3 reports the end of its accelerators on standard error when the process ends."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _weight_cache(package: Package, graph: Graph) -> str:
+    """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
+
+    XNNPACK itself makes a new one when its kernels are others.
+    """
+    digest = next(record.sha256 for record in package.manifest.files if record.path == graph.file)
+    try:
+        folder = cache_folder() / "xnnpack"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return ""
+    return str(folder / f"{digest[:32]}.weights") if os.access(folder, os.W_OK) else ""
+
+
+def shortest_signature(model: Any, name: str, count: int, keys: Iterable[str] = ()) -> tuple[int, str]:
+    """Of those whose input has room for so many rows, or else the longest of all: its rows and its key.
+
+    Args:
+        keys: to choose from; all signatures where there are none.
+    """
+    keys = keys or model.get_signature_list()
+    signatures = sorted((int(model.get_input_tensor_details(key)[name]["shape"][1]), key) for key in keys)
+    return next((each for each in signatures if each[0] >= count), signatures[-1])
+
+
+def call_signature(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of a signature by name."""
+    names = model.get_signature_list()[key]
+    inputs = {name: model.create_input_buffer_by_name(key, name) for name in names["inputs"]}
+    outputs = {name: model.create_output_buffer_by_name(key, name) for name in names["outputs"]}
+    for name, buffer in inputs.items():
+        buffer.write(arrays[name])
+    model.run_by_name(key, inputs, outputs)
+    found = {}
+    for name, details in model.get_output_tensor_details(key).items():
+        shape = tuple(details["shape"])
+        found[name] = outputs[name].read(int(np.prod(shape)), np.dtype(details["dtype"])).reshape(shape)
+    return found
+
+
+def read_buffer(model: Any, key: str, name: str, buffer: Any) -> Float32Array:
+    """A buffer of one of the inputs of a signature."""
+    shape = tuple(model.get_input_tensor_details(key)[name]["shape"])
+    values: Float32Array = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
+    return values
+
+
+def zeroed_buffer(model: Any, key: str, name: str) -> Any:
+    """What was never written must be numbers: a weight of zero times anything else is not zero."""
+    buffer = model.create_input_buffer_by_name(key, name)
+    buffer.write(np.zeros(model.get_input_tensor_details(key)[name]["shape"], np.float32))
+    return buffer
