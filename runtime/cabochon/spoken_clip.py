@@ -64,7 +64,8 @@ class SpokenClip:
         self._decoder, self._embedder, self._audio, self._stream = decoder, embedder, audio, stream
         self._prompt, self._turn = prompt, turn
         self._samples = self._heard = 0
-        self._waiting: list[Float32Array] = []
+        self._waiting = np.zeros((0, 0), np.float32)
+        """Embeddings that were heard, but not run yet: [tokens, hidden]."""
         self._finished = False
         self.prefill_seconds = self.encode_seconds = 0.0
         self._turn.begin(prompt.before)
@@ -105,8 +106,9 @@ class SpokenClip:
         self._samples += len(samples)
         self._hear(lambda: self._stream.push(samples))
         # A run that is filled up anyway is worth waiting for, as long as the prompt's end fits into it, too.
-        if self._waiting and self._waiting_count + len(self._prompt.after) > self._decoder.shortest_run:
-            self._run(())
+        count, filled = len(self._waiting), self._decoder.shortest_run
+        if count and count + len(self._prompt.after) > filled:
+            self._run((), max_heard=count if count < filled else count - count % filled)
 
     def guess(self) -> str:
         """What the clip says so far, as far as the encoder has come; it can go on afterwards."""
@@ -128,32 +130,31 @@ class SpokenClip:
             raise AudioError(f"the sound lasts {self.seconds * 1000:.0f} ms, too short to hold speech.")
         return self._run(self._prompt.after, logits_to_keep=1)
 
-    @property
-    def _waiting_count(self) -> int:
-        """Tokens that were heard, but not run yet."""
-        return sum(map(len, self._waiting))
-
     def _hear(self, encode: Callable[[], Float32Array]) -> None:
         started = time.perf_counter()
         embeddings = encode()
         self.encode_seconds += time.perf_counter() - started
         if len(embeddings):
-            self._refuse_too_many(self._waiting_count + len(embeddings))
+            self._refuse_too_many(len(self._waiting) + len(embeddings))
             # Or what ends the clip would be known when there is enough for a run.
             with self._turn.held():
-                self._waiting.append(embeddings)
+                self._waiting = np.concatenate([self._waiting, embeddings]) if len(self._waiting) else embeddings
             self._heard += len(embeddings)
 
-    def _run(self, tokens: Sequence[int], logits_to_keep: int = 0) -> Float32Array:
-        """Let the decoder run what waits, then these tokens; returns the last one's logits, if they are asked for."""
-        embeddings = np.concatenate(self._waiting) if self._waiting else None
-        tokens = [*[self._audio.soft_token] * self._waiting_count, *tokens]
+    def _run(self, tokens: Sequence[int], logits_to_keep: int = 0, max_heard: int | None = None) -> Float32Array:
+        """Let the decoder run what waits, then these tokens; returns the last one's logits, if they are asked for.
+
+        Args:
+            max_heard: tokens of what waits; all of them by default.
+        """
+        heard = self._waiting[:max_heard]
+        tokens = [*[self._audio.soft_token] * len(heard), *tokens]
         self._refuse_too_many(len(tokens))
         started = time.perf_counter()
-        prompt = self._embedder.embed(tokens, self._audio, embeddings)
+        prompt = self._embedder.embed(tokens, self._audio, heard if len(heard) else None)
         with self._turn.held():
             logits = run_prompt(self._decoder, prompt, self._position, logits_to_keep)
-        self._waiting = []
+        self._waiting = self._waiting[len(heard) :]
         self._position += len(tokens)
         self.prefill_seconds += time.perf_counter() - started
         return logits[-1] if logits_to_keep else logits

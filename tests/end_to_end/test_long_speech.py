@@ -198,7 +198,11 @@ def test_a_file_is_listened_to_like_a_microphone(package: Path, long_file: Path)
     assert len(others) <= 1
 
 
-def test_the_recorder_of_the_system_is_heard(package: Path, long_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["package", "tiny_litert_package"])
+def test_the_recorder_of_the_system_is_heard(
+    engine: str, long_file: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    package: Path = request.getfixturevalue(engine)
     waveform, _ = soundfile.read(long_file, dtype="int16")
     (tmp_path / "spoken.raw").write_bytes(waveform[: 3 * RATE].tobytes())
     recorder = tmp_path / "arecord"

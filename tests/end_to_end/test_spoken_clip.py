@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import TINY, convert_tiny
 from refusals import refused
 
 import cabochon
+from cabochon.backend_litert import LitertDecoder
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import open_package
 from cabochon_convert.flatbuffer_litert import keep_signatures
@@ -75,6 +77,31 @@ def test_guesses_in_between_change_nothing(model: cabochon.Model) -> None:
         guesses.append(clip.guess())
     assert model.finish_clip(clip).finish() == expected
     assert len(set(guesses)) > 1
+
+
+def test_a_decoder_that_fills_its_runs_up_is_not_run_for_every_block(
+    tiny_litert_float_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    run = LitertDecoder.run
+
+    def note_and_run(decoder: LitertDecoder, inputs: np.ndarray, *others: Any, **options: Any) -> np.ndarray:
+        counts.append(len(inputs))
+        return run(decoder, inputs, *others, **options)
+
+    model = cabochon.load(tiny_litert_float_package)
+    clip = model.start_clip("en")
+    assert clip is not None
+    monkeypatch.setattr(LitertDecoder, "run", note_and_run)
+    for piece in pieces_of(np.zeros(20 * RATE, np.float32)):
+        clip.push(piece)
+    assert len(counts) > 2
+    assert 64 < min(counts) <= max(counts) <= 128
+    counts.clear()
+    next(model.finish_clip(clip))
+    # What was left and the end of the prompt, and then perhaps a token.
+    assert counts[0] <= 128
+    assert set(counts[1:]) <= {1}
 
 
 def test_another_answer_ends_a_clip_in_one_sentence(model: cabochon.Model) -> None:
