@@ -22,7 +22,6 @@ from cabochon.backend_litert_models import (
     LIBRARY,
     call_signature,
     load_model,
-    read_buffer,
     shortest_signature,
     zeroed_buffer,
 )
@@ -196,7 +195,7 @@ class _Steps:
     def _read(self, name: str) -> Float32Array:
         """[positions, 1, heads, head size]"""
         self._all_runs()
-        return np.moveaxis(_read(self._model, self._keys[0], name, self._caches[name]), self._names[name], 0)
+        return np.moveaxis(read_buffer(self._model, self._keys[0], name, self._caches[name]), self._names[name], 0)
 
     def _write(self, name: str, first: int, rows: Float32Array) -> None:
         self._all_runs()
