@@ -22,6 +22,7 @@ from cabochon.backend_litert_models import (
     LIBRARY,
     call_signature,
     load_model,
+    read_buffer,
     shortest_signature,
     zeroed_buffer,
 )
