@@ -19,6 +19,8 @@ class AudioStream:
             raise ValueError("only log-mels come piece by piece")
         self._log_mel = LogMelStream(audio.frontend)
         self._encoder = encoder
+        self.block_tokens = audio.token_count(encoder.block_frames)
+        """Embeddings that are made at a time; `finish` gives no more."""
         self._frames = np.zeros((0, audio.frontend.mel_bins), np.float32)
 
     def push(self, samples: Float32Array) -> Float32Array:

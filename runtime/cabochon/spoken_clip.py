@@ -105,9 +105,9 @@ class SpokenClip:
             raise AudioError(f"the clip is longer than {limit:.0f} s: end it at a pause.")
         self._samples += len(samples)
         self._hear(lambda: self._stream.push(samples))
-        # A run that is filled up anyway is worth waiting for, as long as the prompt's end fits into it, too.
+        # A run that is filled up anyway is worth waiting for, as long as the clip's and the prompt's end fit into it.
         count, filled = len(self._waiting), self._decoder.shortest_run
-        if count and count + len(self._prompt.after) > filled:
+        if count and count + self._stream.block_tokens + len(self._prompt.after) > filled:
             self._run((), max_heard=count if count < filled else count - count % filled)
 
     def guess(self) -> str:

@@ -79,8 +79,9 @@ def test_guesses_in_between_change_nothing(model: cabochon.Model) -> None:
     assert len(set(guesses)) > 1
 
 
-def test_a_decoder_that_fills_its_runs_up_is_not_run_for_every_block(
-    tiny_litert_float_package: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("seconds", [1, 5, 10, 10.4, 11, 20])
+def test_a_decoder_that_fills_its_runs_up_runs_once_when_the_clip_ends(
+    tiny_litert_float_package: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     counts: list[int] = []
     run = LitertDecoder.run
@@ -93,15 +94,14 @@ def test_a_decoder_that_fills_its_runs_up_is_not_run_for_every_block(
     clip = model.start_clip("en")
     assert clip is not None
     monkeypatch.setattr(LitertDecoder, "run", note_and_run)
-    for piece in pieces_of(np.zeros(20 * RATE, np.float32)):
+    for piece in pieces_of(np.zeros(round(seconds * RATE), np.float32)):
         clip.push(piece)
-    assert len(counts) > 2
-    assert 64 < min(counts) <= max(counts) <= 128
+    assert len(counts) == seconds // 5
+    assert all(96 < count <= 128 for count in counts)
     counts.clear()
-    next(model.finish_clip(clip))
-    # What was left and the end of the prompt, and then perhaps a token.
-    assert counts[0] <= 128
-    assert set(counts[1:]) <= {1}
+    clip.finish()
+    (count,) = counts
+    assert count <= 128
 
 
 def test_another_answer_ends_a_clip_in_one_sentence(model: cabochon.Model) -> None:
