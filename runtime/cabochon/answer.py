@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cabochon.errors import CabochonError
 from cabochon.manifest import Prompts
 from cabochon.prompt import split_translation
+from cabochon.thinking import Thoughts
 
 
 @dataclass(slots=True)
@@ -43,8 +44,11 @@ class Statistics:
 class Answer:
     """The model's answer: iterate over it to get the text piece by piece, as it comes."""
 
-    def __init__(self, pieces: Iterator[str], statistics: Statistics, note: str = "") -> None:
+    def __init__(
+        self, pieces: Iterator[str], statistics: Statistics, note: str = "", thoughts: Thoughts | None = None
+    ) -> None:
         self._pieces = pieces
+        self._thoughts = thoughts
         self._received: list[str] = []
         self._failure: CabochonError | None = None
         self.statistics = statistics
@@ -64,6 +68,16 @@ class Answer:
             raise
         self._received.append(piece)
         return piece
+
+    @property
+    def thought(self) -> Thoughts | None:
+        """Where the thoughts are gathered."""
+        return self._thoughts
+
+    @property
+    def thoughts(self) -> str:
+        """What the model thought before it answered, so far; while it thinks, pieces are empty."""
+        return self._thoughts.text if self._thoughts else ""
 
     @property
     def text(self) -> str:

@@ -1,7 +1,7 @@
 """Files of keys and values: what a decoder remembers of some tokens, to go on after them at another time.
 
 A zip of NumPy arrays (`.npz`, stored as they are, each with a checksum): `model`, the text that says whose they are;
-`tokens`, int64; `rows_0`, `rows_1`, …, the arrays of `CacheRows`.
+`tokens`, int64; `about`, any text; `rows_0`, `rows_1`, …, the arrays of `CacheRows`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ CACHE_FORMAT = 1
 """Rises when the same package gives other keys and values."""
 
 
-def write_cache_file(path: Path, model: str, tokens: Sequence[int], rows: CacheRows) -> None:
+def write_cache_file(path: Path, model: str, tokens: Sequence[int], rows: CacheRows, about: str = "") -> None:
     """Write what a model remembers of some tokens; OSError where the file cannot be written."""
     arrays: dict[str, Any] = {f"rows_{number}": array for number, array in enumerate(rows.rows)}
     buffer = io.BytesIO()
-    np.savez(buffer, model=np.array(model), tokens=np.array(tokens, np.int64), **arrays)
+    np.savez(buffer, model=np.array(model), about=np.array(about), tokens=np.array(tokens, np.int64), **arrays)
     replace_bytes(path, buffer.getbuffer())
 
 
-def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows]:
-    """The tokens and what the model remembers of them.
+def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows, str]:
+    """The tokens, what the model remembers of them, and what was written about them.
 
     Raises:
         PackageError: the file is damaged, or of another model.
@@ -40,7 +40,7 @@ def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows]:
     try:
         # numpy would leave a file open that is no zip.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found, tokens = str(file["model"]), file["tokens"].tolist()
+            found, about, tokens = str(file["model"]), str(file["about"]), file["tokens"].tolist()
             names = [name for name in file.files if name.startswith("rows_")]
             arrays = [file[f"rows_{number}"] for number in range(len(names))]
     # What numpy and zipfile raise for bytes that are no such file.
@@ -51,4 +51,4 @@ def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows]:
         raise PackageError(f"{path} belongs to another model or version: make it again.")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise PackageError(f"{path} has no list of tokens.")
-    return tokens, CacheRows(len(tokens), tuple(arrays))
+    return tokens, CacheRows(len(tokens), tuple(arrays)), about

@@ -10,7 +10,7 @@ from cabochon.arrays import Float32Array
 from cabochon.backend import LONGEST_RUN, Decoder
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
-from cabochon.sampling import Sampler
+from cabochon.thinking import TokenChooser
 
 
 def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Float32Array:
@@ -44,7 +44,7 @@ def run_prompt(decoder: Decoder, prompt: PromptEmbeddings, position: int, logits
 def decode(
     decoder: Decoder,
     embedder: Embedder,
-    sampler: Sampler,
+    sampler: TokenChooser,
     logits: Float32Array,
     position: int,
     stop_tokens: Sequence[int],

@@ -61,7 +61,7 @@ class KeptPrefixes:
         if self._folder is None:
             return None
         try:
-            tokens, rows = read_cache_file(self._path(self._folder, key), self._model)
+            tokens, rows, _ = read_cache_file(self._path(self._folder, key), self._model)
         except PackageError:
             return None
         return rows if tuple(tokens) == key else None

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,15 @@ from cabochon.answer import Answer, Statistics, Translation
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
-from cabochon.backend import EngineSettings
+from cabochon.backend import CacheRows, EngineSettings
 from cabochon.cache_file import CACHE_FORMAT
+from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
-from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.embedder import open_embedder
 from cabochon.engines import choose_engine, open_session
 from cabochon.errors import AudioError, RequestError
+from cabochon.generation import Generation
+from cabochon.held_context import HeldContext
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, cache_folder, hash_file, open_package
@@ -32,13 +36,22 @@ from cabochon.prompt import (
 )
 from cabochon.sampling import Sampler, SamplingSettings
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
+from cabochon.stop_strings import StopStrings
+from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
 from cabochon.wav import Sound, read_sound
 
 SoundSource = str | os.PathLike[str] | Float32Array
 """A sound file, or a mono waveform float32 [samples] at the model's sample rate."""
 
-GREEDY = SamplingSettings()
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    tokens: tuple[int, ...]
+    prefix: int
+    """Tokens that many prompts begin with."""
+    audio_embeddings: Float32Array | None
+    conversation: Conversation | None = None
 
 
 class Model:
@@ -51,9 +64,12 @@ class Model:
         self._embedder = open_embedder(package, engine)
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
         self._prompts = PromptWriter(package, self._tokenizer)
-        self._prefixes = KeptPrefixes(
-            self._session.decoder, self._embedder, _identity(package, self._session.library), _prefix_folder()
-        )
+        self.identity = f"{hash_file(package.path(MANIFEST_NAME))} {self._session.library} {CACHE_FORMAT}"
+        """Of everything that decides about keys and values."""
+        self._prefixes = KeptPrefixes(self._session.decoder, self._embedder, self.identity, _prefix_folder())
+        self._context = HeldContext(self._session.decoder)
+        self._conversation: Conversation | None = None
+        """Whose context is held."""
         self._answers_started = 0
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
@@ -104,7 +120,8 @@ class Model:
         logits = clip.finish()
         statistics.encode_seconds, statistics.prefill_seconds = clip.encode_seconds, clip.prefill_seconds
         statistics.prompt_positions = clip.position
-        pieces = self._decoded(logits, clip.position, GREEDY, max_tokens, statistics, clip.turn_number)
+        wish = Generation(max_tokens=max_tokens)
+        pieces = self._decoded(logits, clip.position, wish, statistics, clip.turn_number)
         answer = Answer(pieces, statistics)
         return answer if target is None else Translation(answer, self.package.manifest.prompts, target)
 
@@ -114,11 +131,21 @@ class Model:
         settings: SamplingSettings | None = None,
         max_tokens: int = 1024,
         sound: SoundSource | None = None,
+        *,
+        stop: str | Sequence[str] = (),
+        thinking: bool | int = False,
+        conversation: Conversation | None = None,
     ) -> Answer:
         """Continue a conversation; without settings, with the checkpoint's own sampling.
 
+        What it has in common with the last one that this model answered is not run again.
+
         Args:
+            max_tokens: longest answer, thoughts included.
             sound: what the one message with `has_audio` holds.
+            stop: texts at which the answer ends; they are no part of it.
+            thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
+            conversation: that asks, see `start_conversation`.
         """
         places = sum(message.has_audio for message in messages)
         if places != (sound is not None):
@@ -126,7 +153,25 @@ class Model:
                 f"{places} messages have a sound and {int(sound is not None)} was given: expected one of each, or none."
             )
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
-        return self._answer(messages, None if sound is None else self._hear(sound), settings, max_tokens)
+        wish = Generation(settings, max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), thinking)
+        return self._answer(messages, None if sound is None else self._hear(sound), wish, conversation=conversation)
+
+    def start_conversation(self, system: str | None = None) -> Conversation:
+        """One whose turns are not run again, and which can be copied, taken back and saved."""
+        return Conversation(self, [Message("system", system)] if system else [])
+
+    def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
+        """One that was saved with this very package, engine and version.
+
+        Raises:
+            PackageError: the file is damaged, or of another model.
+        """
+        return load_conversation(self, path)
+
+    def context_of(self, conversation: Conversation) -> tuple[list[int], CacheRows] | None:
+        """A copy of what is held of a conversation."""
+        with self._lock:
+            return self._context.read() if self._conversation is conversation else conversation.waiting
 
     @property
     def context_length(self) -> int:
@@ -144,19 +189,17 @@ class Model:
     def _obey(self, instruction: str, sound: SoundSource, max_tokens: int) -> Answer:
         """One of the published instructions, which come again and again."""
         message = Message("user", instruction, has_audio=True)
-        return self._answer([message], self._hear(sound), GREEDY, max_tokens, keep_prefix=True)
+        return self._answer([message], self._hear(sound), Generation(max_tokens=max_tokens), keep_prefix=True)
 
     def _answer(
         self,
         messages: Sequence[Message],
         clip: Sound | None,
-        settings: SamplingSettings,
-        max_tokens: int,
+        wish: Generation,
         *,
         keep_prefix: bool = False,
+        conversation: Conversation | None = None,
     ) -> Answer:
-        if not isinstance(max_tokens, int) or max_tokens < 1:
-            raise RequestError(f"an answer of at most {max_tokens!r} tokens was asked for, expected a positive number.")
         statistics = Statistics()
         note = ""
         audio_embeddings = None
@@ -165,12 +208,14 @@ class Model:
             started = time.perf_counter()
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
-        tokens = self._prompts.write(messages, 0 if audio_embeddings is None else len(audio_embeddings))
+        count = 0 if audio_embeddings is None else len(audio_embeddings)
+        tokens = self._prompts.write(messages, count, thinking=wish.thinking is not False)
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
-        prompt = self._embedder.embed(tokens[len(prefix) :], audio, audio_embeddings)
         statistics.prompt_positions = len(tokens)
-        return Answer(self._pieces(prefix, prompt, settings, max_tokens, statistics), statistics, note)
+        thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
+        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, conversation)
+        return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts)
 
     def _hear(self, sound: SoundSource) -> Sound:
         audio = self.audio_model
@@ -210,24 +255,20 @@ class Model:
             )
         return audio
 
-    def _pieces(
-        self,
-        prefix: Sequence[int],
-        prompt: PromptEmbeddings,
-        settings: SamplingSettings,
-        max_tokens: int,
-        statistics: Statistics,
-    ) -> Iterator[str]:
+    def _pieces(self, prompt: _Prompt, wish: Generation, statistics: Statistics, thoughts: Thoughts) -> Iterator[str]:
         """embeddings → decode loop → text."""
-        decoder, end = self._session.decoder, len(prefix) + len(prompt)
+        decoder, tokens = self._session.decoder, prompt.tokens
         with self._lock:
-            turn = self._take_turn()
+            turn = self._take_turn(prompt.conversation)
             started = time.perf_counter()
-            require_room(decoder, end)
-            self._prefixes.run(prefix)
-            logits = prefill(decoder, prompt, len(prefix))
+            require_room(decoder, len(tokens))
+            start = self._begin(prompt)
+            rest = self._embedder.embed(tokens[start:], self.package.manifest.audio, prompt.audio_embeddings)
+            logits = prefill(decoder, rest, start)
+            if prompt.audio_embeddings is None:
+                self._context.was_run(tokens)
             statistics.prefill_seconds = time.perf_counter() - started
-        yield from self._decoded(logits, end, settings, max_tokens, statistics, turn)
+        yield from self._decoded(logits, len(tokens), wish, statistics, turn, thoughts, tokens)
 
     @contextmanager
     def _held(self, turn: int) -> Iterator[None]:
@@ -236,29 +277,63 @@ class Model:
                 raise RequestError("another answer was started on this model: finish one before you start the next.")
             yield
 
-    def _take_turn(self) -> int:
+    def _take_turn(self, conversation: Conversation | None = None) -> int:
+        """Begin another answer."""
         self._answers_started += 1
+        if self._conversation is not conversation:
+            if self._conversation is not None:
+                self._conversation.suspend(self._context.read())
+            self._conversation = conversation
+            waiting = conversation.resume() if conversation else None
+            if waiting:
+                try:
+                    self._context.write(*waiting)
+                except ValueError:  # from a damaged file, or of a longer context
+                    self._context.forget()
         return self._answers_started
+
+    def _begin(self, prompt: _Prompt) -> int:
+        """From which position on a prompt has to be run: what the decoder holds of it is kept."""
+        if prompt.audio_embeddings is None:
+            return self._context.keep(prompt.tokens)
+        self._context.forget()
+        self._prefixes.run(prompt.tokens[: prompt.prefix])
+        return prompt.prefix
 
     def _decoded(
         self,
         logits: Float32Array,
         position: int,
-        settings: SamplingSettings,
-        max_tokens: int,
+        wish: Generation,
         statistics: Statistics,
         turn: int,
+        thoughts: Thoughts | None = None,
+        tokens: Sequence[int] = (),
     ) -> Iterator[str]:
-        """The text that follows a prompt which ends at a position."""
-        manifest = self.package.manifest
-        sampler = Sampler(settings, manifest.sampling.suppress_tokens, manifest.text.final_logit_softcap)
-        stream = self._tokenizer.start_stream()
-        stop_tokens = manifest.sampling.stop_tokens
-        tokens = decode(self._session.decoder, self._embedder, sampler, logits, position, stop_tokens, max_tokens)
-        while (token := self._next_token(tokens, turn, statistics)) is not None:
-            if piece := stream.push(token):
+        """The text that follows a prompt which ends at a position.
+
+        Args:
+            thoughts: where they are gathered.
+            tokens: of the prompt.
+        """
+        manifest, thoughts = self.package.manifest, thoughts or Thoughts(self._tokenizer)
+        softcap, suppressed = manifest.text.final_logit_softcap, manifest.sampling.suppress_tokens
+        chooser = thoughts.end_too_long(Sampler(wish.sampling, suppressed, softcap, tokens))
+        stream, stops = self._tokenizer.start_stream(), StopStrings(wish.stop)
+        new_tokens = decode(
+            self._session.decoder, self._embedder, chooser, logits, position, manifest.sampling.stop_tokens,
+            wish.max_tokens,
+        )  # fmt: skip
+        while (token := self._next_token(new_tokens, turn, statistics)) is not None:
+            if thoughts.take(token):
+                yield ""
+                continue
+            if piece := stops.push(stream.push(token)):
                 yield piece
-        if piece := stream.finish():
+            if stops.found:
+                statistics.complete = True
+                return
+        if piece := stops.push(stream.finish()) + stops.finish():
             yield piece
 
     def _next_token(self, tokens: Generator[int, None, bool], turn: int, statistics: Statistics) -> int | None:
@@ -268,9 +343,12 @@ class Model:
             try:
                 token = next(tokens)
                 statistics.new_tokens += 1
+                self._context.chose(token)
                 return token
             except StopIteration as end:
                 statistics.complete = end.value
+                if end.value:
+                    self._context.chose(None)
                 return None
             finally:
                 statistics.decode_seconds += time.perf_counter() - started
@@ -283,6 +361,7 @@ class _ClipTurn:
         self._model = model
         with model._lock:
             self.number = model._take_turn()
+            model._context.forget()
 
     def begin(self, tokens: Sequence[int]) -> None:
         """See `Turn.begin`."""
@@ -295,12 +374,7 @@ class _ClipTurn:
 
     def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
         """See `Turn.decode`."""
-        return self._model._decoded(logits, position, GREEDY, max_tokens, Statistics(), self.number)
-
-
-def _identity(package: Package, library: str) -> str:
-    """Of everything that decides about keys and values."""
-    return f"{hash_file(package.path(MANIFEST_NAME))} {library} {CACHE_FORMAT}"
+        return self._model._decoded(logits, position, Generation(max_tokens=max_tokens), Statistics(), self.number)
 
 
 def _prefix_folder() -> Path | None:

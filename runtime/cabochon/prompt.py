@@ -71,14 +71,14 @@ class ChatTemplate:
                 f"the chat template of the package is not valid Jinja ({_on_one_line(error)})."
             ) from None
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the text of a prompt that the model continues."""
+    def render(self, messages: Sequence[Message], *, thinking: bool = False) -> str:
+        """The conversation as the text of a prompt that the model continues, perhaps with thoughts."""
         try:
             return self._template.render(
                 messages=[_template_message(message) for message in messages],
                 bos_token=self._bos_token,
                 add_generation_prompt=True,
-                enable_thinking=False,  # thinking leaks into transcripts
+                enable_thinking=thinking,
             )
         except Exception as error:  # the template is a program from elsewhere, which can fail in every way
             raise RequestError(f"the chat template refuses this conversation ({_on_one_line(error)}).") from None
@@ -94,9 +94,16 @@ class PromptWriter:
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
         self._audio = manifest.audio
 
-    def write(self, messages: Sequence[Message], audio_tokens: int = 0) -> list[int]:
-        """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end."""
-        tokens = self._tokenizer.encode(self._template.render(messages))
+    def write(self, messages: Sequence[Message], audio_tokens: int = 0, *, thinking: bool = False) -> list[int]:
+        """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end.
+
+        Raises:
+            RequestError: the template refuses the conversation, or does not know thoughts.
+        """
+        text = self._template.render(messages, thinking=thinking)
+        if thinking and text == self._template.render(messages):
+            raise RequestError("the model's chat template knows no thoughts: ask without thinking.")
+        tokens = self._tokenizer.encode(text)
         if self._audio is None or audio_tokens == 0:
             return tokens
         audio = self._audio

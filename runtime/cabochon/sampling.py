@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,18 +26,27 @@ class SamplingSettings:
     """Candidates to choose from; 0 means all."""
     top_p: float = 1.0
     """Smallest probability mass that the candidates must hold together."""
+    min_p: float = 0.0
+    """Of a candidate, as a share of the likeliest one's probability."""
+    repetition_penalty: float = 1.0
+    """What logits of tokens that were there before are divided by, or multiplied with where they are negative:
+    https://arxiv.org/abs/1909.05858; 1 changes nothing."""
     seed: int | None = None
     """Of the random choice; None draws one from the system."""
 
     def __post_init__(self) -> None:
-        sound = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1
+        sound = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
+        sound = sound and 0 < self.repetition_penalty < math.inf
         if not sound or (self.seed is not None and self.seed < 0):
-            raise RequestError(f"{self} is impossible: expected temperature, top_k and seed >= 0, 0 < top_p <= 1.")
+            raise RequestError(
+                f"{self} is impossible: expected temperature, top_k and seed >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and "
+                "repetition_penalty > 0."
+            )
 
     @classmethod
     def of_checkpoint(cls, sampling: Sampling, seed: int | None = None) -> SamplingSettings:
         """The checkpoint's own generation defaults."""
-        return cls(sampling.temperature, sampling.top_k, sampling.top_p, seed)
+        return cls(sampling.temperature, sampling.top_k, sampling.top_p, seed=seed)
 
 
 NEAR_TIE = 1e-4
@@ -44,38 +54,85 @@ NEAR_TIE = 1e-4
 largest logit, the lowest is taken, so that a tie falls the same way on all of them."""
 
 
+ENOUGH_CANDIDATES = (64, 1024, 16384)
+"""Among so many of the likeliest ones top_p and min_p are looked for, before all are sorted."""
+
+
 class Sampler:
     """Chooses tokens under fixed settings."""
 
-    def __init__(self, settings: SamplingSettings, suppress: tuple[int, ...], logit_softcap: float) -> None:
+    def __init__(
+        self, settings: SamplingSettings, suppress: tuple[int, ...], logit_softcap: float, prompt: Iterable[int] = ()
+    ) -> None:
+        """Args: prompt: tokens that count as repeated when they come again."""
         self._settings = settings
         self._suppress = np.array(suppress, np.int64)
         self._logit_softcap = logit_softcap
         self._random = np.random.default_rng(settings.seed)
+        self._seen = set(prompt) if settings.repetition_penalty != 1 else set()
 
     def choose(self, logits: Float32Array) -> int:
         """The next token, from raw (not yet soft-capped) logits [vocabulary]; the array is changed in place."""
+        settings, cap = self._settings, self._logit_softcap
+        if settings.repetition_penalty != 1:
+            logits[:] = self._penalized(soft_cap(logits, cap))
+            cap = 0.0
         logits[self._suppress] = -np.inf
-        if self._settings.temperature == 0:
+        if settings.temperature == 0:
             # The soft cap is monotonic, so it cannot change which logit is the largest.
-            return int(np.argmax(logits >= logits.max() - np.float32(NEAR_TIE)))
-        candidates, probabilities = self._candidates(logits)
-        return int(self._random.choice(candidates, p=probabilities))
+            token = int(np.argmax(logits >= logits.max() - np.float32(NEAR_TIE)))
+        else:
+            candidates, probabilities = self._candidates(logits, cap)
+            token = int(self._random.choice(candidates, p=probabilities))
+        if settings.repetition_penalty != 1:
+            self._seen.add(token)
+        return token
 
-    def _candidates(self, logits: Float32Array) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and their probabilities after top-k, soft cap, temperature and top-p, likeliest first."""
-        count = min(self._settings.top_k or len(logits), len(logits))
+    def _penalized(self, logits: Float32Array) -> Float32Array:
+        seen = np.fromiter((token for token in self._seen if token < len(logits)), np.int64)
+        penalty = np.float32(self._settings.repetition_penalty)
+        logits[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
+        return logits
+
+    def _candidates(self, logits: Float32Array, cap: float) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and their probabilities after top-k, soft cap, temperature, top-p and min-p, likeliest first."""
+        settings = self._settings
+        if settings.top_k and settings.top_k < len(logits):
+            return self._likeliest(logits, cap, settings.top_k, 0.0)
+        if settings.top_p == 1 and settings.min_p == 0:
+            weights = _weights(soft_cap(logits, cap), settings.temperature)
+            return np.arange(len(logits)), weights / weights.sum()
+        total = float(_weights(soft_cap(logits, cap), settings.temperature).sum())
+        for count in ENOUGH_CANDIDATES:
+            if count >= len(logits):
+                break
+            candidates, probabilities = self._likeliest(logits, cap, count, total)
+            if len(candidates) < count:  # what is left out is certainly less likely
+                return candidates, probabilities
+        return self._likeliest(logits, cap, len(logits), total)
+
+    def _likeliest(self, logits: Float32Array, cap: float, count: int, total: float) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates among that many.
+
+        Args:
+            total: sum of all weights that top_p is a share of; 0 where only these count.
+        """
         candidates = np.argpartition(logits, len(logits) - count)[len(logits) - count :]
         candidates = candidates[np.argsort(-logits[candidates], kind="stable")]
-        kept = soft_cap(logits[candidates], self._logit_softcap).astype(np.float64)
-        # Subtracting first keeps a tiny temperature from making infinity of the largest logit.
-        with np.errstate(over="ignore"):
-            probabilities = np.exp((kept - kept[0]) / self._settings.temperature)
-        probabilities /= probabilities.sum()
+        weights = _weights(soft_cap(logits[candidates], cap), self._settings.temperature)
+        shares = weights / (total or weights.sum())
         # Keep a candidate while the mass before it is below top_p, so that the likeliest one always stays.
-        needed = int((np.cumsum(probabilities) - probabilities < self._settings.top_p).sum())
-        probabilities = probabilities[:needed]
-        return candidates[:needed], probabilities / probabilities.sum()
+        kept = np.cumsum(shares) - shares < self._settings.top_p
+        needed = int((kept & (weights >= self._settings.min_p)).sum())
+        return candidates[:needed], weights[:needed] / weights[:needed].sum()
+
+
+def _weights(logits: Float32Array, temperature: float) -> np.ndarray:
+    """Probabilities as shares of the likeliest one's, float64."""
+    # Subtracting first keeps a tiny temperature from making infinity of the largest logit.
+    with np.errstate(over="ignore"):
+        weights: np.ndarray = np.exp((logits.astype(np.float64) - float(logits.max())) / temperature)
+    return weights
 
 
 def soft_cap(logits: Float32Array, cap: float) -> Float32Array:

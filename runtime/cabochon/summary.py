@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from cabochon.answer import Answer
 from cabochon.errors import RequestError
+from cabochon.generation import GREEDY
 from cabochon.languages import language_name
 from cabochon.long_speech import SpokenPart
-from cabochon.pipeline import GREEDY, Model
+from cabochon.pipeline import Model
 from cabochon.prompt import Message
 
 # Gemma 4 publishes no prompt for summaries: these are ours. The wish comes last, because what was said may be long.

@@ -63,6 +63,11 @@ class Tokenizer:
             raise PackageError(f"the tokenizer has no token {token}, which the manifest names.")
         return str(text)
 
+    def control_token(self, text: str) -> int | None:
+        """The control token that is written so, if there is one."""
+        token = self._tokenizer.token_to_id(text)
+        return token if token in self._control_tokens else None
+
     def is_byte(self, token: int) -> bool:
         """Whether a token stands for one byte of a character."""
         return BYTE_TOKEN.fullmatch(self._tokenizer.id_to_token(token) or "") is not None

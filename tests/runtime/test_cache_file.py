@@ -25,7 +25,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_was_written_is_read(written: Path) -> None:
-    tokens, rows = read_cache_file(written, "mine")
+    tokens, rows, _ = read_cache_file(written, "mine")
     assert tokens == [5, 6, 7]
     assert rows.end == ROWS.end
     assert len(rows.rows) == 4
@@ -55,7 +55,7 @@ def test_damaged_files_are_refused_or_give_what_was_written(written: Path, tmp_p
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(content)
     try:
-        tokens, rows = read_cache_file(damaged, "mine")
+        tokens, rows, _ = read_cache_file(damaged, "mine")
     except PackageError:
         return
     # A changed date, say: each array has a checksum.
@@ -65,9 +65,15 @@ def test_damaged_files_are_refused_or_give_what_was_written(written: Path, tmp_p
 
 def test_no_code_is_run_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "hostile.npz"
-    np.savez(path, model=np.array("mine"), tokens=np.array([1, 2]), rows_0=np.array([print], dtype=object))
+    np.savez(
+        path,
+        model=np.array("mine"),
+        about=np.array(""),
+        tokens=np.array([1, 2]),
+        rows_0=np.array([print], dtype=object),
+    )
     with refused(PackageError, "keys and values"):
         read_cache_file(path, "mine")
-    np.savez(path, model=np.array("mine"), tokens=np.array(["a"]))
+    np.savez(path, model=np.array("mine"), about=np.array(""), tokens=np.array(["a"]))
     with refused(PackageError, "tokens"):
         read_cache_file(path, "mine")

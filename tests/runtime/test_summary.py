@@ -16,9 +16,9 @@ from refusals import refused
 
 from cabochon.answer import Answer, Statistics
 from cabochon.errors import RequestError
+from cabochon.generation import GREEDY
 from cabochon.long_speech import SpokenPart
 from cabochon.package import open_package
-from cabochon.pipeline import GREEDY
 from cabochon.prompt import Message, PromptWriter
 from cabochon.sampling import SamplingSettings
 from cabochon.summary import LEAST_MATERIAL, Wish, summarize
