@@ -56,6 +56,22 @@ def test_a_conversation_keeps_its_turns_in_order(template: ChatTemplate) -> None
     assert places == sorted(places)
 
 
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("system", [[], [Message("system", "Be brief.")]], ids=["alone", "system"])
+def test_a_prompt_that_asks_for_thoughts_is_that_of_transformers(
+    thinking: bool, system: list[Message], tokenizer: Tokenizer, template: ChatTemplate
+) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    messages = [*system, Message("user", "Why?"), Message("assistant", "Therefore."), Message("user", "And?")]
+    (expected,), _ = render_jinja_template(
+        [[{"role": each.role, "content": each.text} for each in messages]],
+        chat_template=(SOURCE / "gemma4-chat_template.jinja").read_text(encoding="utf-8"),
+        add_generation_prompt=True, enable_thinking=thinking, bos_token=tokenizer.token_text(2),
+    )  # fmt: skip
+    assert template.render(messages, thinking=thinking) == expected
+
+
 @pytest.mark.parametrize("name", ["<|turn>", "<turn|>", "<|channel>", "<|tool_call>", "<|audio|>", "<bos>", "<eos>"])
 def test_what_a_stranger_said_controls_nothing(name: str, tokenizer: Tokenizer) -> None:
     (token,) = tokenizer.encode(name)

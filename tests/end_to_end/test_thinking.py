@@ -1,0 +1,131 @@
+"""Thoughts are told from the answer, and end when they become too long."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from conftest import TINY
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cabochon
+from cabochon.sampling import SamplingSettings
+from cabochon.thinking import Thoughts
+from cabochon.tokenizer import Tokenizer
+from cabochon_convert.convert import ConversionSettings, convert_checkpoint
+from cabochon_convert.recipes import RECIPES
+
+GREEDY = SamplingSettings()
+QUESTION = [cabochon.Message("user", "Where is the station?")]
+THINK_SWITCH = "{% if enable_thinking %}<|think|>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(TINY / "tokenizer.json")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
+    """models/tiny with a template that knows thoughts."""
+    folder = tmp_path_factory.mktemp("thinking")
+    shutil.copytree(TINY, folder / "checkpoint", ignore=shutil.ignore_patterns("training", "demo"))
+    template = folder / "checkpoint" / "chat_template.jinja"
+    template.write_text(THINK_SWITCH + template.read_text(encoding="utf-8"), encoding="utf-8")
+    convert_checkpoint(folder / "checkpoint", folder / "package", ConversionSettings(RECIPES["int8"]))
+    return cabochon.load(folder / "package", threads=2)
+
+
+def split(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
+    """Thoughts and answer."""
+    thoughts, stream, answer = Thoughts(tokenizer), tokenizer.start_stream(), ""
+    for token in tokenizer.encode(text):
+        if not thoughts.take(token):
+            answer += stream.push(token)
+    return thoughts.text, answer + stream.finish()
+
+
+@pytest.mark.parametrize(
+    ("text", "thoughts", "answer"),
+    [
+        ("<|channel>thought\nlet me see<channel|>Hello!", "let me see", "Hello!"),
+        ("Hello!", "", "Hello!"),
+        ("<|channel>thought\n<channel|>Hello!", "", "Hello!"),
+        ("<|channel>thought\nlet me see", "let me see", ""),
+        ("One.<|channel>thought\nlet me<channel|> Two.<|channel>thought\nsee<channel|>", "let me\nsee", "One. Two."),
+        ("<channel|>Hello!", "", "Hello!"),
+    ],
+)
+def test_thoughts_are_what_stands_in_their_channel(tokenizer: Tokenizer, text: str, thoughts: str, answer: str) -> None:
+    assert split(tokenizer, text) == (thoughts, answer)
+
+
+@given(st.text("ab é🙂\n", max_size=20), st.text("ab é🙂\n", max_size=20))
+def test_whatever_is_thought_stays_out_of_the_answer(thought: str, answer: str) -> None:
+    tokenizer = Tokenizer(TINY / "tokenizer.json")
+    found = split(tokenizer, f"<|channel>thought\n{thought}<channel|>{answer}")
+    assert found[0] == thought.strip()
+    assert found[1] == tokenizer.decode(tokenizer.encode(answer))
+
+
+def script(monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
+    """Let the model prefer these tokens, one after the other."""
+    wanted: Iterator[int] = iter(tokens)
+
+    class Scripted:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def choose(self, _: np.ndarray) -> int:
+            return next(wanted)
+
+    monkeypatch.setattr("cabochon.pipeline.Sampler", Scripted)
+
+
+def test_an_answer_keeps_thoughts_apart(
+    model: cabochon.Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = model.package.manifest.sampling.stop_tokens[0]
+    script(monkeypatch, [*tokenizer.encode("<|channel>thought\nlet me see<channel|>Hello!"), stop])
+    answer = model.chat(QUESTION, GREEDY, thinking=True)
+    seen = [(piece, answer.thoughts) for piece in answer]
+    assert answer.text == "Hello!"
+    assert answer.thoughts == "let me see"
+    assert answer.statistics.complete
+    # They are seen while they come.
+    assert any(piece == "" and thoughts not in ("", "let me see") for piece, thoughts in seen)
+
+
+@pytest.mark.parametrize("budget", [1, 3, 20])
+def test_thoughts_end_where_their_budget_ends(
+    model: cabochon.Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, budget: int
+) -> None:
+    begin = tokenizer.encode("<|channel>")
+    stop = model.package.manifest.sampling.stop_tokens[0]
+    ramble = (tokenizer.encode("and so on and on ") * budget)[:budget]
+    # What it prefers when its time is up is not asked for: the end of thoughts is put there.
+    script(monkeypatch, [*begin, *ramble, *tokenizer.encode("Hello!"), stop])
+    answer = model.chat(QUESTION, GREEDY, thinking=budget)
+    assert answer.finish() == "Hello!"
+    assert answer.statistics.new_tokens == 1 + budget + 1 + len(tokenizer.encode("Hello!"))
+
+
+def test_thinking_is_asked_for_as_the_template_says(
+    model: cabochon.Model, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[list[int]] = []
+    write = model._prompts.write
+
+    def note(*given: object, **named: object) -> list[int]:
+        prompts.append(write(*given, **named))  # type: ignore[arg-type]
+        return prompts[-1]
+
+    monkeypatch.setattr(model._prompts, "write", note)
+    model.chat(QUESTION, GREEDY, 1, thinking=True).finish()
+    model.chat(QUESTION, GREEDY, 1).finish()
+    (switch,) = tokenizer.encode("<|think|>")
+    assert prompts[0] == [switch, *prompts[1]]
+    assert switch not in prompts[1]
