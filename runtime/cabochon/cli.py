@@ -11,20 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import cabochon
-from cabochon.cli_arguments import add_model_arguments, count, load_model, note_cut, print_answer
+from cabochon.cli_chat import add_chat_command
 from cabochon.cli_serve import add_serve_command
 from cabochon.cli_speech import add_speech_commands
 from cabochon.cli_summary import add_summary_command
 from cabochon.errors import CabochonError
 from cabochon.package import Package, open_package
-from cabochon.prompt import Message
-from cabochon.sampling import SamplingSettings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status: 0, or 2 for an error that the user can mend."""
     prepare_streams()
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     command: Callable[[argparse.Namespace], None] = parsed.command
     with errors_in_one_sentence("cabochon") as outcome:
         command(parsed)
@@ -73,6 +71,17 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    # Before Python 3.13 an optional argument was lost behind options: https://github.com/python/cpython/issues/59317.
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(parsed, "prompt", "") is None:
+        parsed.prompt = rest[0]
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return parsed
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cabochon", description="Offline speech translation, transcription and chat with a converted Gemma 4."
@@ -84,12 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add_summary_command(commands)
     add_serve_command(commands)
 
-    chat = commands.add_parser("chat", help="converse in text")
-    add_model_arguments(chat, _chat)
-    chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
-    chat.add_argument("--system", help="instruction that precedes the conversation")
-    chat.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    chat.add_argument("--seed", type=count, help="make the sampling repeatable")
+    add_chat_command(commands)
 
     info = commands.add_parser("info", help="show what a package holds")
     info.add_argument("package", help="folder that cabochon-convert wrote")
@@ -97,34 +101,6 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print the facts as JSON")
     info.set_defaults(command=_info)
     return parser
-
-
-def _chat(arguments: argparse.Namespace) -> None:
-    model, _ = load_model(arguments)
-    sampling = model.package.manifest.sampling
-    settings = SamplingSettings() if arguments.greedy else SamplingSettings.of_checkpoint(sampling, arguments.seed)
-    messages = [Message("system", arguments.system)] if arguments.system else []
-    for question in _questions(arguments.prompt):
-        messages.append(Message("user", question))
-        answer = model.chat(messages, settings, arguments.max_tokens)
-        print_answer(answer)
-        note_cut(answer)
-        messages.append(Message("assistant", answer.text))
-
-
-def _questions(prompt: str | None) -> Iterator[str]:
-    """The one prompt, or the lines of standard input with a sign when a person types them."""
-    if prompt is not None:
-        yield prompt
-        return
-    while sys.stdin is not None:
-        if sys.stdin.isatty():
-            print("> ", end="", flush=True, file=sys.stderr)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield line.strip()
 
 
 def _info(arguments: argparse.Namespace) -> None:

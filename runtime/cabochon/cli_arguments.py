@@ -52,6 +52,17 @@ def seconds(text: str) -> float:
     return number
 
 
+def number(text: str) -> float:
+    """Any finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
 def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
     """The model, and how many seconds it took."""
     started = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from commands import CABOCHON, assert_refused, run_command
 from conftest import convert_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -183,3 +184,22 @@ def test_stop_strings_end_an_answer_and_are_left_out(model: cabochon.Model) -> N
 def test_a_model_that_knows_no_thoughts_says_so(model: cabochon.Model) -> None:
     with refused(cabochon.RequestError, "knows no thoughts"):
         model.chat([cabochon.Message("user", "Hello!")], thinking=True)
+
+
+def test_the_command_goes_on_with_a_conversation_in_a_file(package: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    chat = [CABOCHON, "chat", package, "--greedy", "--conversation", file]
+    first = run_command(*chat, QUESTIONS[0], "--system", "Be kind.")
+    second = run_command(*chat, QUESTIONS[1])
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    conversation = cabochon.load(package).load_conversation(file)
+    assert [message.role for message in conversation.messages] == ["system", *["user", "assistant"] * 2]
+    assert conversation.messages[-1].text == second.stdout.removesuffix("\n")
+    assert_refused(run_command(*chat, QUESTIONS[1], "--system", "Be kind."), "--system")
+    assert_refused(run_command(*chat, QUESTIONS[1], "--temperature", "1"), "--greedy")
+    assert_refused(run_command(*chat, QUESTIONS[1], "--think"), "knows no thoughts")
+    stopped = run_command(CABOCHON, "chat", package, QUESTIONS[2], "--greedy", "--stop", " of hot")
+    assert stopped.stdout == "The opposite\n"
+    drawn = [CABOCHON, "chat", package, QUESTIONS[2], "--seed", "1", "--min-p", "1", "--top-k", "0"]
+    # Only the likeliest is as likely as the likeliest.
+    assert run_command(*drawn).stdout == run_command(CABOCHON, "chat", package, QUESTIONS[2], "--greedy").stdout
