@@ -18,7 +18,7 @@ from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
-from cabochon_convert.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon_convert.embedder_litert import build_embedder
 from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures
 from cabochon_convert.graph_writer_litert import GraphWriter

@@ -27,7 +27,7 @@ import torch
 
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.attention_litert import WINDOWED_ATTENTION
-from cabochon_convert.cache_lengths import PREFILL_LENGTH
+from cabochon.cache_lengths import PREFILL_LENGTH
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix
 from cabochon_convert.graph_litert import Places, Signature

@@ -15,7 +15,7 @@ from cabochon_convert.audio_encoder_litert import (
     build_litert_audio_projector,
     token_counts,
 )
-from cabochon_convert.cache_lengths import cache_lengths
+from cabochon.cache_lengths import cache_lengths
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -12,20 +11,20 @@ from contextlib import contextmanager
 
 import cabochon
 from cabochon.cli_chat import add_chat_command
+from cabochon.cli_introspection import add_introspection_commands
 from cabochon.cli_serve import add_serve_command
 from cabochon.cli_speech import add_speech_commands
 from cabochon.cli_summary import add_summary_command
 from cabochon.errors import CabochonError
-from cabochon.package import Package, open_package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Run the command; returns the exit status: 0, 2 for an error that the user can mend, 1 for one found by doctor."""
     prepare_streams()
     parsed = _parse(arguments)
-    command: Callable[[argparse.Namespace], None] = parsed.command
+    command: Callable[[argparse.Namespace], int | None] = parsed.command
     with errors_in_one_sentence("cabochon") as outcome:
-        command(parsed)
+        outcome.status = command(parsed) or 0
     return outcome.status
 
 
@@ -95,50 +94,5 @@ def _parser() -> argparse.ArgumentParser:
 
     add_chat_command(commands)
 
-    info = commands.add_parser("info", help="show what a package holds")
-    info.add_argument("package", help="folder that cabochon-convert wrote")
-    info.add_argument("--check", action="store_true", help="hash every file again")
-    info.add_argument("--json", action="store_true", help="print the facts as JSON")
-    info.set_defaults(command=_info)
+    add_introspection_commands(commands)
     return parser
-
-
-def _info(arguments: argparse.Namespace) -> None:
-    facts = _facts(open_package(arguments.package, check_again=arguments.check))
-    if arguments.json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{name.replace('_', ' ').ljust(width)}  {'none' if shown is None else shown}")
-
-
-def _facts(package: Package) -> dict[str, object]:
-    manifest = package.manifest
-    counts: dict[str, int] = {}
-    for applied in manifest.recipe.precisions:
-        storage = f"at {applied.bits} bit" + (f" in blocks of {applied.block_size}" if applied.block_size else "")
-        counts[storage] = counts.get(storage, 0) + 1
-    audio = manifest.audio
-    return {
-        "checkpoint": manifest.source.name,
-        "revision": manifest.source.revision,
-        "adapter": manifest.source.adapter.name if manifest.source.adapter else None,
-        "architecture": manifest.source.architecture,
-        "checkpoint_sha256": manifest.source.sha256,
-        "converted_by": manifest.created_by,
-        "recipe": manifest.recipe.name,
-        "weight_matrices": [f"{count} {storage}" for storage, count in sorted(counts.items())],
-        "skipped_tensors": len(manifest.source.skipped_tensors),
-        "engines": list(manifest.engines),
-        "layers": manifest.text.layer_count,
-        "hidden_size": manifest.text.hidden_size,
-        "vocabulary_size": manifest.text.vocabulary_size,
-        "context_length": manifest.text.context_length,
-        "audio_seconds": audio.max_samples / audio.sample_rate if audio else None,
-        "audio_sample_rate": audio.sample_rate if audio else None,
-        "image_tokens": list(manifest.vision.soft_token_budgets) if manifest.vision else None,
-        "files": len(manifest.files),
-        "size_bytes": package.size,
-    }

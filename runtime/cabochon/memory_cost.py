@@ -1,0 +1,232 @@
+"""What a package costs in memory, computed from its manifest alone.
+
+Weights and caches are exact up to how an engine keeps them; what runs need besides is a multiple, found on E2B (two
+cores of x86, onnxruntime 1.31, LiteRT 2.3), of sizes that the manifest states. So all of it is marked as computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from cabochon.audio_model import AudioModel
+from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
+from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.errors import RequestError
+from cabochon.log_mel import LogMelParameters
+from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
+from cabochon.sliding_cache import sliding_capacity
+
+FLOAT_BYTES = 4
+MEBIBYTE = 1 << 20
+
+INTERPRETER_BYTES = 45 * MEBIBYTE
+"""Python, numpy and the libraries that every command imports."""
+TOKENIZER_FACTOR = 15
+"""tokenizer.json in memory, as a multiple of the file."""
+ENGINE_BYTES = {"onnx": 10 * MEBIBYTE, "litert": 105 * MEBIBYTE}
+"""What an engine needs for itself, once a graph is loaded."""
+WEIGHTS_FACTOR = {"onnx": 1.11, "litert": 1.0}
+"""onnxruntime sorts weights into its kernels' order and adds sums of their blocks; LiteRT's lie as sorted in a file."""
+ENCODER_WEIGHTS_FACTOR = 1.04
+"""Of encoders, which have fewer sums."""
+CACHE_COPIES_FACTOR = {"onnx": 0.0, "litert": 0.7}
+"""Windows, transposed keys and masks that LiteRT keeps for every length of caches, as a multiple of these caches."""
+HIDDEN_COPIES, PER_LAYER_COPIES = 16, 5
+"""Rows of a run that are alive at once: as wide as the model (MLPs are wider), and as wide as all per-layer inputs."""
+FRAME_COPIES = 150
+"""What is alive of a sound at once, as a multiple of its log-mels: the first convolution makes channels of them."""
+PATCH_COPIES = 19
+"""What is alive of an image at once, as a multiple of its patches."""
+LITERT_BYTES_PER_PAIR = 48
+"""Scores of any patch for any other: onnxruntime keeps none, LiteRT those of all heads, 12 of E2B."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Bytes of what is in memory."""
+
+    runtime: int
+    """Interpreter, engine and tokenizer."""
+    decoder_weights: int
+    caches: int
+    """Keys and values of all positions of the context."""
+    activations: int
+    """Of the decoder's longest run."""
+    audio_weights: int
+    """0 where the package does not hear."""
+    audio_activations: int
+    """Of the longest sound that the model takes at once."""
+    vision_weights: int
+    """0 where the package does not see."""
+    vision_activations: int
+    """Of an image of the default budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCost:
+    """Memory that a process with a loaded package takes, in bytes."""
+
+    engine: str
+    context_length: int
+    """Positions that it is computed for."""
+    parts: Parts
+    cache_per_1000_positions: int
+    """What 1000 more positions cost, once sliding windows are full."""
+    loading: int
+    """At most while it is loaded: the largest matrix is there twice for a moment."""
+    mapped: int
+    """Of the weights of decoder and encoders: mapped from files, so that the system may drop and read them again."""
+
+    @property
+    def text(self) -> int:
+        """At most, for text alone with the whole context in use."""
+        return self._at_most()
+
+    @property
+    def sound(self) -> int | None:
+        """At most, when sounds are heard as well; None where the package does not hear."""
+        return self._at_most(self.hearing) if self.parts.audio_weights else None
+
+    @property
+    def image(self) -> int | None:
+        """At most, when images are seen as well as text; None where the package does not see."""
+        return self._at_most(self.seeing) if self.parts.vision_weights else None
+
+    @property
+    def everything(self) -> int:
+        """At most, when all that the package can do is used."""
+        return self._at_most(self.hearing + self.seeing)
+
+    def _at_most(self, encoders: int = 0) -> int:
+        """Encoders are loaded when they are first used, after the decoder."""
+        parts = self.parts
+        return max(self.loading, parts.runtime + parts.decoder_weights + parts.caches + parts.activations + encoders)
+
+    @property
+    def hearing(self) -> int:
+        """What sounds add."""
+        return self.parts.audio_weights + self.parts.audio_activations
+
+    @property
+    def seeing(self) -> int:
+        """What images add."""
+        return self.parts.vision_weights + self.parts.vision_activations
+
+
+def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0) -> MemoryCost:
+    """What a package costs in memory.
+
+    Args:
+        manifest: of the package.
+        engine: that it has graphs for.
+        context_length: positions to make room for; 0 means all.
+
+    Raises:
+        RequestError: the package was converted for a shorter context, or this version does not know the engine.
+    """
+    if engine not in ENGINE_BYTES:
+        raise RequestError(f"what the engine {engine!r} needs is unknown to this cabochon: install a newer one.")
+    capacity = choose_capacity(EngineSettings(context_length=context_length), manifest.text.context_length)
+    graphs = manifest.engines[engine]
+    runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
+    weights = round(WEIGHTS_FACTOR[engine] * _weights(manifest, graphs.decoder))
+    heard = _part_weights(manifest, engine, (graphs.audio_encoder, graphs.audio_projector))
+    seen = _part_weights(manifest, engine, (graphs.vision_encoder, graphs.vision_projector))
+    parts = Parts(
+        runtime=runtime,
+        decoder_weights=weights,
+        caches=_cache_bytes(manifest, engine, capacity),
+        activations=_activations(manifest, engine, capacity),
+        audio_weights=heard,
+        audio_activations=_audio_activations(manifest.audio) if heard and manifest.audio else 0,
+        vision_weights=seen,
+        vision_activations=_vision_activations(manifest, engine) if seen else 0,
+    )
+    is_mapped = engine == "litert"
+    return MemoryCost(
+        engine=engine,
+        context_length=capacity,
+        parts=parts,
+        cache_per_1000_positions=1000 * _bytes_per_position(manifest, engine),
+        loading=runtime + weights + (0 if is_mapped else _largest_matrix(manifest, engine)),
+        mapped=weights + heard + seen if is_mapped else 0,
+    )
+
+
+def weight_cache_bytes(manifest: Manifest, engine: str) -> int:
+    """What an engine writes into the cache folder when it first loads the graphs of a package."""
+    if engine != "litert":
+        return 0
+    graphs = manifest.engines[engine]
+    parts = (
+        graphs.decoder, graphs.audio_encoder, graphs.audio_projector, graphs.vision_encoder, graphs.vision_projector,
+    )  # fmt: skip
+    return sum(_weights(manifest, graph) for graph in parts if graph)
+
+
+def _size(manifest: Manifest, path: str) -> int:
+    return sum(record.size for record in manifest.files if record.path == path)
+
+
+def _weights(manifest: Manifest, graph: Graph) -> int:
+    """A graph and, for onnxruntime, the file of its weights."""
+    return _size(manifest, graph.file) + _size(manifest, f"{graph.file}.data")
+
+
+def _part_weights(manifest: Manifest, engine: str, graphs: Iterable[Graph | None]) -> int:
+    factor = ENCODER_WEIGHTS_FACTOR if engine == "onnx" else 1.0
+    return round(factor * sum(_weights(manifest, graph) for graph in graphs if graph))
+
+
+def _largest_matrix(manifest: Manifest, engine: str) -> int:
+    """The matrix of logits, which is as large as the token embeddings."""
+    table = manifest.engines[engine].token_embeddings
+    return table.rows * table.columns * TABLE_STORAGE_BITS[table.storage] // 8
+
+
+def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
+    """Of all caches, filled: LiteRT has caches of several lengths, and uses each up to the one that is needed."""
+    caches = manifest.engines[engine].caches
+    if engine == "onnx":
+        rows = [sliding_capacity(cache.window, capacity) if cache.window else capacity for cache in caches]
+        return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
+    copies = 1 + CACHE_COPIES_FACTOR[engine]
+    return round(copies * _bytes_per_position(manifest, engine) * sum(_lengths_in_use(manifest, capacity)))
+
+
+def _lengths_in_use(manifest: Manifest, capacity: int) -> list[int]:
+    lengths = cache_lengths(manifest.text.context_length)
+    last = next((index for index, length in enumerate(lengths) if length >= capacity), len(lengths) - 1)
+    return list(lengths[: last + 1])
+
+
+def _bytes_per_position(manifest: Manifest, engine: str) -> int:
+    """Of a position in all caches that grow: not in onnxruntime's sliding ones."""
+    growing = [cache for cache in manifest.engines[engine].caches if not cache.window or engine == "litert"]
+    return sum(2 * FLOAT_BYTES * cache.heads * cache.head_size for cache in growing)
+
+
+def _activations(manifest: Manifest, engine: str, capacity: int) -> int:
+    text = manifest.text
+    positions = min(capacity, LONGEST_RUN if engine == "onnx" else PREFILL_LENGTH)
+    row = HIDDEN_COPIES * text.hidden_size + PER_LAYER_COPIES * text.layer_count * text.per_layer_input_size
+    return FLOAT_BYTES * (positions * row + text.vocabulary_size)
+
+
+def _audio_activations(audio: AudioModel) -> int:
+    frontend = audio.frontend
+    if isinstance(frontend, LogMelParameters):
+        frames = audio.max_samples // frontend.hop_length
+        return FLOAT_BYTES * FRAME_COPIES * frames * frontend.mel_bins
+    # Without an encoder, frames are only multiplied.
+    return 2 * FLOAT_BYTES * audio.max_samples
+
+
+def _vision_activations(manifest: Manifest, engine: str) -> int:
+    vision = manifest.vision
+    assert vision is not None  # a manifest whose engine sees without it is refused
+    patches = vision.default_soft_token_budget * prod((vision.pooling_kernel_size,) * 2)
+    needed = FLOAT_BYTES * PATCH_COPIES * patches * vision.values_per_patch
+    return needed + (LITERT_BYTES_PER_PAIR * patches**2 if engine == "litert" else 0)
