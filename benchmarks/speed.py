@@ -9,7 +9,6 @@ speech is noise of a fixed length, because speed does not depend on what is said
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 
 import cabochon
 from cabochon import Message, Model, SamplingSettings
+from cabochon.machine import resident_memory
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
 
@@ -106,8 +106,7 @@ def _load(package: Path) -> Figures:
 
 
 def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return resident_memory().now or 0
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ def gigabytes(size: int | None) -> str:
     """Bytes for people."""
     if size is None:
         return "an unknown amount"
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 MACHINE_CHECKS: Sequence[Callable[[], Iterator[Finding]]] = (

@@ -21,7 +21,7 @@ from cabochon.sliding_cache import sliding_capacity
 FLOAT_BYTES = 4
 MEBIBYTE = 1 << 20
 
-INTERPRETER_BYTES = 45 * MEBIBYTE
+INTERPRETER_BYTES = 65 * MEBIBYTE
 """Python, numpy and the libraries that every command imports."""
 TOKENIZER_FACTOR = 15
 """tokenizer.json in memory, as a multiple of the file."""
@@ -35,8 +35,9 @@ CACHE_COPIES_FACTOR = {"onnx": 0.0, "litert": 0.7}
 """Windows, transposed keys and masks that LiteRT keeps for every length of caches, as a multiple of these caches."""
 HIDDEN_COPIES, PER_LAYER_COPIES = 16, 5
 """Rows of a run that are alive at once: as wide as the model (MLPs are wider), and as wide as all per-layer inputs."""
-FRAME_COPIES = 150
-"""What is alive of a sound at once, as a multiple of its log-mels: the first convolution makes channels of them."""
+FRAME_COPIES, FRAME_ROWS = 70, 5
+"""What is alive of a sound at once, as a multiple of its log-mels, of which the first convolution makes channels, and as
+rows as wide as the text model for every frame, for the layers."""
 PATCH_COPIES = 19
 """What is alive of an image at once, as a multiple of its patches."""
 LITERT_BYTES_PER_PAIR = 48
@@ -140,7 +141,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         caches=_cache_bytes(manifest, engine, capacity),
         activations=_activations(manifest, engine, capacity),
         audio_weights=heard,
-        audio_activations=_audio_activations(manifest.audio) if heard and manifest.audio else 0,
+        audio_activations=_audio_activations(manifest.audio, manifest.text.hidden_size) if heard and manifest.audio else 0,
         vision_weights=seen,
         vision_activations=_vision_activations(manifest, engine) if seen else 0,
     )
@@ -215,11 +216,11 @@ def _activations(manifest: Manifest, engine: str, capacity: int) -> int:
     return FLOAT_BYTES * (positions * row + text.vocabulary_size)
 
 
-def _audio_activations(audio: AudioModel) -> int:
+def _audio_activations(audio: AudioModel, hidden_size: int) -> int:
     frontend = audio.frontend
     if isinstance(frontend, LogMelParameters):
         frames = audio.max_samples // frontend.hop_length
-        return FLOAT_BYTES * FRAME_COPIES * frames * frontend.mel_bins
+        return FLOAT_BYTES * frames * (FRAME_COPIES * frontend.mel_bins + FRAME_ROWS * hidden_size)
     # Without an encoder, frames are only multiplied.
     return 2 * FLOAT_BYTES * audio.max_samples
 
