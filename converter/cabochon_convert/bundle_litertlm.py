@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon.embedder import open_embedder
 from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
-from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon_convert.embedder_litert import build_embedder
 from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures
 from cabochon_convert.graph_writer_litert import GraphWriter

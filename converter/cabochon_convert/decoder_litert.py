@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from cabochon.cache_lengths import PREFILL_LENGTH
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.attention_litert import WINDOWED_ATTENTION
-from cabochon.cache_lengths import PREFILL_LENGTH
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix
 from cabochon_convert.graph_litert import Places, Signature

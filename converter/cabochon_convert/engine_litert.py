@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.audio_model import AudioModel
+from cabochon.cache_lengths import cache_lengths
 from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert import audio_encoder_litert, vision_encoder_litert
@@ -15,7 +16,6 @@ from cabochon_convert.audio_encoder_litert import (
     build_litert_audio_projector,
     token_counts,
 )
-from cabochon.cache_lengths import cache_lengths
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature

@@ -123,8 +123,11 @@ def _cost_lines(cost: MemoryCost) -> dict[str, int]:
         "decoder": parts.decoder_weights,
         "caches": parts.caches,
         "activations": parts.activations,
-        "hearing": cost.hearing,
-        "seeing": cost.seeing,
+        "prompt": parts.prompt,
+        "audio encoder": parts.audio_weights,
+        "sound": parts.audio_activations,
+        "vision encoder": parts.vision_weights,
+        "image": parts.vision_activations,
         "of these mapped": cost.mapped,
         "1000 positions more": cost.cache_per_1000_positions,
         "while loading": cost.loading,
@@ -249,7 +252,9 @@ def _print_bench(result: BenchResult, *, as_markdown: bool) -> None:
     else:
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         for row in (head, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in list(zip(row, widths, strict=True))[:columns]).rstrip())
+            print(
+                "  ".join(cell.ljust(width) for cell, width in list(zip(row, widths, strict=True))[:columns]).rstrip()
+            )
     for each in result.skipped:
         print(f"note: left out: {each}.", file=sys.stderr)
 

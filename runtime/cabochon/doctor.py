@@ -265,9 +265,7 @@ def check_cache_folder(package: Package | None, engine: str) -> Iterator[Finding
     free = shutil.disk_usage(around).free
     found = f"{folder}, {gigabytes(free)} free, up to {gigabytes(needed)} more may be written"
     if free < needed:
-        yield Finding(
-            "cache folder", "warning", found, "make room, or set XDG_CACHE_HOME to a folder on a larger disk"
-        )
+        yield Finding("cache folder", "warning", found, "make room, or set XDG_CACHE_HOME to a folder on a larger disk")
     else:
         yield Finding("cache folder", "ok", found)
 
@@ -292,7 +290,8 @@ def check_fit(
     sums = [
         ("interpreter, engine, tokenizer", parts.runtime), ("decoder", parts.decoder_weights),
         (f"caches of {cost.context_length} positions", parts.caches), ("activations", parts.activations),
-        ("hearing", cost.hearing), ("seeing", cost.seeing),
+        ("audio encoder", parts.audio_weights), ("vision encoder", parts.vision_weights),
+        ("whole prompt, or sound and image", cost.inputs),
     ]  # fmt: skip
     arithmetic = " + ".join(f"{gigabytes(size)} {name}" for name, size in sums if size)
     room = usable_memory(memory, limit)
@@ -308,7 +307,9 @@ def judge_fit(text: int, everything: int, mapped: int, room: int | None, found: 
     if everything <= room:
         return Finding("fits into memory", "ok", found)
     if text <= room:
-        return Finding("fits into memory", "warning", f"{found}; text alone fits, with all encoders it does not", advice)
+        return Finding(
+            "fits into memory", "warning", f"{found}; text alone fits, with all encoders it does not", advice
+        )
     if text - mapped <= room:
         return Finding("fits into memory", "warning", f"{found}; mapped weights are read again and again", advice)
     return Finding("fits into memory", "problem", found, advice)

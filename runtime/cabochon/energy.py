@@ -1,4 +1,4 @@
-"""Energy that was spent meanwhile: by the processor's own counters (RAPL), or by a command of the user's that says watts.
+"""Energy that was spent meanwhile: the processor's own counters (RAPL), or a command of the user's that says watts.
 
 Counters are those of https://docs.kernel.org/power/powercap/powercap.html; reading them mostly needs root.
 """

@@ -139,9 +139,9 @@ def read_memory_limit(text: str, root: Path) -> MemoryLimit | None:
         number, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if number == "0" and not controllers:
-            names, folders = ("memory.max", "memory.current"), (root, root / "unified")
+            names, folders = ("memory.max", "memory.current"), [root, root / "unified"]
         elif "memory" in controllers.split(","):
-            names, folders = ("memory.limit_in_bytes", "memory.usage_in_bytes"), (root / "memory",)
+            names, folders = ("memory.limit_in_bytes", "memory.usage_in_bytes"), [root / "memory"]
         else:
             continue
         for folder in folders:

@@ -36,8 +36,8 @@ CACHE_COPIES_FACTOR = {"onnx": 0.0, "litert": 0.7}
 HIDDEN_COPIES, PER_LAYER_COPIES = 16, 5
 """Rows of a run that are alive at once: as wide as the model (MLPs are wider), and as wide as all per-layer inputs."""
 FRAME_COPIES, FRAME_ROWS = 70, 5
-"""What is alive of a sound at once, as a multiple of its log-mels, of which the first convolution makes channels, and as
-rows as wide as the text model for every frame, for the layers."""
+"""What is alive of a sound at once: a multiple of its log-mels, of which the first convolution makes channels, and rows
+as wide as the text model for every frame."""
 PATCH_COPIES = 19
 """What is alive of an image at once, as a multiple of its patches."""
 LITERT_BYTES_PER_PAIR = 48
@@ -55,6 +55,8 @@ class Parts:
     """Keys and values of all positions of the context."""
     activations: int
     """Of the decoder's longest run."""
+    prompt: int
+    """Embeddings of a prompt as long as the context: they are looked up before it is run."""
     audio_weights: int
     """0 where the package does not hear."""
     audio_activations: int
@@ -83,37 +85,39 @@ class MemoryCost:
     @property
     def text(self) -> int:
         """At most, for text alone with the whole context in use."""
-        return self._at_most()
+        return max(self.loading, self._decoding + self.parts.prompt)
 
     @property
     def sound(self) -> int | None:
         """At most, when sounds are heard as well; None where the package does not hear."""
-        return self._at_most(self.hearing) if self.parts.audio_weights else None
+        parts = self.parts
+        if not parts.audio_weights:
+            return None
+        return max(self.loading, self._decoding + parts.audio_weights + max(parts.prompt, parts.audio_activations))
 
     @property
     def image(self) -> int | None:
         """At most, when images are seen as well as text; None where the package does not see."""
-        return self._at_most(self.seeing) if self.parts.vision_weights else None
+        parts = self.parts
+        if not parts.vision_weights:
+            return None
+        return max(self.loading, self._decoding + parts.vision_weights + max(parts.prompt, parts.vision_activations))
 
     @property
     def everything(self) -> int:
         """At most, when all that the package can do is used."""
-        return self._at_most(self.hearing + self.seeing)
+        weights = self.parts.audio_weights + self.parts.vision_weights
+        return max(self.loading, self._decoding + weights + self.inputs)
 
-    def _at_most(self, encoders: int = 0) -> int:
-        """Encoders are loaded when they are first used, after the decoder."""
+    @property
+    def inputs(self) -> int:
+        """Of what is put in, before the decoder runs it: a prompt as long as the context, or a sound and an image."""
+        return max(self.parts.prompt, self.parts.audio_activations + self.parts.vision_activations)
+
+    @property
+    def _decoding(self) -> int:
         parts = self.parts
-        return max(self.loading, parts.runtime + parts.decoder_weights + parts.caches + parts.activations + encoders)
-
-    @property
-    def hearing(self) -> int:
-        """What sounds add."""
-        return self.parts.audio_weights + self.parts.audio_activations
-
-    @property
-    def seeing(self) -> int:
-        """What images add."""
-        return self.parts.vision_weights + self.parts.vision_activations
+        return parts.runtime + parts.decoder_weights + parts.caches + parts.activations
 
 
 def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0) -> MemoryCost:
@@ -140,8 +144,11 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         decoder_weights=weights,
         caches=_cache_bytes(manifest, engine, capacity),
         activations=_activations(manifest, engine, capacity),
+        prompt=FLOAT_BYTES * capacity * (manifest.text.hidden_size + _per_layer_width(manifest)),
         audio_weights=heard,
-        audio_activations=_audio_activations(manifest.audio, manifest.text.hidden_size) if heard and manifest.audio else 0,
+        audio_activations=_audio_activations(manifest.audio, manifest.text.hidden_size)
+        if heard and manifest.audio
+        else 0,
         vision_weights=seen,
         vision_activations=_vision_activations(manifest, engine) if seen else 0,
     )
@@ -151,7 +158,8 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         context_length=capacity,
         parts=parts,
         cache_per_1000_positions=1000 * _bytes_per_position(manifest, engine),
-        loading=runtime + weights + (0 if is_mapped else _largest_matrix(manifest, engine)),
+        # What is mapped comes with the first run.
+        loading=runtime if is_mapped else runtime + weights + _largest_matrix(manifest, engine),
         mapped=weights + heard + seen if is_mapped else 0,
     )
 
@@ -212,8 +220,12 @@ def _bytes_per_position(manifest: Manifest, engine: str) -> int:
 def _activations(manifest: Manifest, engine: str, capacity: int) -> int:
     text = manifest.text
     positions = min(capacity, LONGEST_RUN if engine == "onnx" else PREFILL_LENGTH)
-    row = HIDDEN_COPIES * text.hidden_size + PER_LAYER_COPIES * text.layer_count * text.per_layer_input_size
+    row = HIDDEN_COPIES * text.hidden_size + PER_LAYER_COPIES * _per_layer_width(manifest)
     return FLOAT_BYTES * (positions * row + text.vocabulary_size)
+
+
+def _per_layer_width(manifest: Manifest) -> int:
+    return manifest.text.layer_count * manifest.text.per_layer_input_size
 
 
 def _audio_activations(audio: AudioModel, hidden_size: int) -> int:

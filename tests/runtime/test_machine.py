@@ -44,7 +44,18 @@ VALUES = st.one_of(
     st.integers(-(10**40), 10**40).map(str),
 )
 NAMES = st.sampled_from(
-    ["MemTotal", "MemAvailable", "SwapTotal", "SwapFree", "VmRSS", "VmHWM", "RssAnon", "flags", "Features", "model name"]
+    [
+        "MemTotal",
+        "MemAvailable",
+        "SwapTotal",
+        "SwapFree",
+        "VmRSS",
+        "VmHWM",
+        "RssAnon",
+        "flags",
+        "Features",
+        "model name",
+    ]
 ) | st.text(max_size=12)
 LINES = st.lists(st.tuples(NAMES, VALUES).map(lambda pair: f"{pair[0]}:\t{pair[1]}\n"), max_size=12).map("".join)
 GROUP_PATHS = st.text("/.ab\0\\ ", max_size=20) | st.text(max_size=20)

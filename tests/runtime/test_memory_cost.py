@@ -41,7 +41,7 @@ def test_1000_positions_more_cost_what_is_said() -> None:
     manifest = converted_for(32768)
     shorter, longer = (compute_memory_cost(manifest, "onnx", length) for length in (4000, 5000))
     assert longer.parts.caches - shorter.parts.caches == shorter.cache_per_1000_positions
-    assert longer.text - shorter.text <= shorter.cache_per_1000_positions
+    assert longer.text - shorter.text == shorter.cache_per_1000_positions + 1000 * FLOAT * (64 + 7 * 32)
 
 
 def test_litert_costs_all_lengths_of_caches_up_to_the_one_that_is_needed() -> None:
@@ -54,7 +54,7 @@ def test_litert_costs_all_lengths_of_caches_up_to_the_one_that_is_needed() -> No
 def test_what_litert_maps_is_not_in_memory_twice_and_is_written_to_the_cache_folder() -> None:
     cost = compute_memory_cost(on_litert(GOLDEN), "litert")
     assert cost.mapped == cost.parts.decoder_weights + cost.parts.audio_weights + cost.parts.vision_weights
-    assert cost.loading == cost.parts.runtime + cost.parts.decoder_weights
+    assert cost.loading == cost.parts.runtime
     assert weight_cache_bytes(on_litert(GOLDEN), "litert") > cost.parts.decoder_weights
     assert weight_cache_bytes(GOLDEN, "onnx") == 0
 
@@ -85,13 +85,13 @@ def test_a_context_that_the_package_has_not_is_refused() -> None:
 
 
 def assert_near_measured(package: Path) -> None:
-    """Within a third: of a package of a few megabytes, most is Python, libraries and their allocators."""
+    """Within a quarter: of a package of a few megabytes, most is Python, libraries and their allocators."""
     command = [sys.executable, REPOSITORY / "benchmarks" / "memory.py", package, "--context-length", "1500", "--json"]
     outcome = subprocess.run(command, check=True, capture_output=True, text=True)
     stages = json.loads(outcome.stdout)[str(package)]
     assert {"loading", "text", "sound"} <= set(stages)
     for stage, (measured, computed) in stages.items():
-        assert 0.67 < computed / measured < 1.5, (stage, measured, computed)
+        assert 0.75 < computed / measured < 1.33, (stage, measured, computed)
 
 
 def test_what_a_package_takes_on_onnxruntime_is_what_was_computed(tiny_onnx_package: Path) -> None:
