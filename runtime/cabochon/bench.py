@@ -218,7 +218,7 @@ class LoadedPackage:
         return (0.1 * self._generator.standard_normal(count)).clip(-1, 1).astype(np.float32)
 
     def _tokens(self, count: int) -> list[int]:
-        """Any but control tokens, whose rows stand for media."""
+        """Any, with padding in the places of those that stand for a sound or an image."""
         manifest = self.package.manifest
         media = {part.soft_token for part in (manifest.audio, manifest.vision) if part is not None}
         drawn = self._generator.integers(0, manifest.text.vocabulary_size, count)

@@ -166,7 +166,8 @@ def judge_memory(memory: Memory, limit: MemoryLimit | None, page: int) -> Iterat
         yield Finding("memory", "ok", f"{gigabytes(memory.total)}, {gigabytes(memory.available)} available")
         yield Finding("swap", "ok", gigabytes(memory.swap_total) if memory.swap_total else "none")
     if limit is not None and (memory.total is None or limit.limit < memory.total):
-        yield Finding("memory limit", "ok", f"{gigabytes(limit.limit)} for this control group")
+        used = f"{gigabytes(limit.used)} of it used, cached files included"
+        yield Finding("memory limit", "ok", f"{gigabytes(limit.limit)} for this control group, {used}")
     else:
         yield Finding("memory limit", "ok", "none below the machine's memory")
     yield Finding("page size", "ok", f"{page} bytes")
