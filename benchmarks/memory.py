@@ -41,7 +41,7 @@ def main() -> int:
     found = {}
     for package in arguments.packages:
         command = [sys.executable, __file__, package, "--here", "--context-length", str(arguments.context_length)]
-        outcome = subprocess.run(command, check=True, capture_output=True, text=True)
+        outcome = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[str(package)] = json.loads(outcome.stdout.splitlines()[-1])
     if arguments.json:
         print(json.dumps(found, indent=1))

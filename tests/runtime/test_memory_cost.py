@@ -53,9 +53,9 @@ def test_litert_costs_all_lengths_of_caches_up_to_the_one_that_is_needed() -> No
 
 def test_what_litert_maps_is_not_in_memory_twice_and_is_written_to_the_cache_folder() -> None:
     cost = compute_memory_cost(on_litert(GOLDEN), "litert")
-    assert cost.mapped == cost.parts.decoder_weights + cost.parts.audio_weights + cost.parts.vision_weights
-    assert cost.loading == cost.parts.runtime
-    assert weight_cache_bytes(on_litert(GOLDEN), "litert") > cost.parts.decoder_weights
+    assert cost.mapped < cost.parts.decoder_weights + cost.parts.audio_weights + cost.parts.vision_weights
+    assert cost.loading < cost.parts.runtime + cost.parts.decoder_weights
+    assert weight_cache_bytes(on_litert(GOLDEN), "litert") == cost.mapped
     assert weight_cache_bytes(GOLDEN, "onnx") == 0
 
 
