@@ -27,6 +27,7 @@ TEMPLATE = """\
     {%- for name, each in value | dictsort %}{{ name }}:{{ written(each) }}{{ ',' if not loop.last }}{% endfor -%}
 {%- endmacro -%}
 {{ bos_token }}
+{%- if enable_thinking %}<|think|>{% endif -%}
 {%- for tool in tools or [] -%}
     <|tool>declaration:{{ tool['function']['name'] }}{{ '{' }}{{ members(tool['function']) }}{{ '}' }}<tool|>
 {%- endfor -%}
