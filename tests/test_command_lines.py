@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import soundfile
 from commands import CABOCHON, CONVERT, assert_refused, run_command
 from conftest import TINY
+from tool_package import convert_with_tools, declaration
 
 RATE = 16_000
 TONE = 0.3 * np.sin(2 * np.pi * 300 * np.arange(RATE) / RATE)
@@ -277,6 +279,40 @@ def test_a_question_that_is_too_long_or_not_text_is_refused(random_package: Path
     assert_refused(run_command(CABOCHON, "chat", random_package, "why? " * 1000), "positions")
     assert_refused(run_command(CABOCHON, "chat", random_package, b"caf\xe9"), "UTF-8")
     assert_refused(run_command(CABOCHON, "chat", random_package, "<|audio|>"), "audio")
+
+
+def test_an_answer_keeps_to_a_schema_or_a_pattern(random_package: Path, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}')
+    result = run_command(CABOCHON, "chat", random_package, "hello", "--json-schema", schema, "--max-tokens", "400")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr or json.loads(result.stdout)["a"] in (1, 2)
+    assert result.stdout.startswith("{")
+    result = run_command(CABOCHON, "chat", random_package, "hello", "--regex", "(yes|no), (sir|madam)!")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch("(yes|no), (sir|madam)!\n", result.stdout)
+
+
+def test_forms_of_an_answer_that_cannot_be_are_refused(random_package: Path, tmp_path: Path) -> None:
+    chat = (CABOCHON, "chat", random_package, "hello")
+    file = tmp_path / "form.json"
+    assert_refused(run_command(*chat, "--json-schema", file), "form.json", "cannot be read")
+    file.write_text("{")
+    assert_refused(run_command(*chat, "--tools", file), "form.json", "not JSON")
+    file.write_text('{"type": "function"}')
+    assert_refused(run_command(*chat, "--tools", file), "form.json", "list of tools")
+    file.write_text('[{"type": "function", "function": {"name": "go"}}]')
+    assert_refused(run_command(*chat, "--tools", file), "knows no tools")
+    file.write_text('{"not": {}}')
+    assert_refused(run_command(*chat, "--json-schema", file), "JSON schema", "not")
+    assert_refused(run_command(*chat, "--regex", "("), "regular expression")
+
+
+def test_a_model_that_may_call_tools_is_told_of_them(random_checkpoint: Path, tmp_path: Path) -> None:
+    package = convert_with_tools(random_checkpoint, tmp_path)
+    (tmp_path / "tools.json").write_text(json.dumps([declaration()]))
+    result = run_command(CABOCHON, "chat", package, "hello", "--tools", tmp_path / "tools.json", "--max-tokens", "5")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize(

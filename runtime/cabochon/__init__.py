@@ -6,6 +6,7 @@ for piece in model.translate("hello.wav", source="English", target="German"):
 """
 
 from cabochon.answer import Answer, Statistics, Translation
+from cabochon.constrained_decoding import JSON_OBJECT, JsonSchema, Regex
 from cabochon.errors import (
     AudioError,
     CabochonError,
@@ -16,20 +17,26 @@ from cabochon.errors import (
 from cabochon.pipeline import Model, load
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.tools import Tool, ToolCall
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "JSON_OBJECT",
     "Answer",
     "AudioError",
     "CabochonError",
+    "JsonSchema",
     "Message",
     "MissingDependencyError",
     "Model",
     "PackageError",
+    "Regex",
     "RequestError",
     "SamplingSettings",
     "Statistics",
+    "Tool",
+    "ToolCall",
     "Translation",
     "load",
 ]

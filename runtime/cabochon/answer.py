@@ -9,6 +9,8 @@ from cabochon.errors import CabochonError
 from cabochon.manifest import Prompts
 from cabochon.prompt import split_translation
 from cabochon.thinking import Thoughts
+from cabochon.tool_calls import ToolCallReader
+from cabochon.tools import ToolCall
 
 
 @dataclass(slots=True)
@@ -45,9 +47,15 @@ class Answer:
     """The model's answer: iterate over it to get the text piece by piece, as it comes."""
 
     def __init__(
-        self, pieces: Iterator[str], statistics: Statistics, note: str = "", thoughts: Thoughts | None = None
+        self,
+        pieces: Iterator[str],
+        statistics: Statistics,
+        note: str = "",
+        thoughts: Thoughts | None = None,
+        calls: ToolCallReader | None = None,
     ) -> None:
         self._pieces = pieces
+        self._calls = calls
         self._thoughts = thoughts
         self._received: list[str] = []
         self._failure: CabochonError | None = None
@@ -78,6 +86,21 @@ class Answer:
     def thoughts(self) -> str:
         """What the model thought before it answered, so far; while it thinks, pieces are empty."""
         return self._thoughts.text if self._thoughts else ""
+
+    @property
+    def call_reader(self) -> ToolCallReader | None:
+        """Where tool calls are gathered."""
+        return self._calls
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """What the model asks for so far; while it writes a call, pieces are empty."""
+        return tuple(self._calls.calls) if self._calls else ()
+
+    @property
+    def tool_call_problem(self) -> str:
+        """One sentence about a call that could not be read and stayed text; empty when there is none."""
+        return self._calls.problem if self._calls else ""
 
     @property
     def text(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cabochon.answer import Answer
 from cabochon.cli_arguments import add_model_arguments, count, load_model, note_cut, number, positive_count
+from cabochon.cli_forms import add_form_arguments, print_tool_calls, read_answer_format, read_tools
 from cabochon.conversation import Conversation
 from cabochon.errors import RequestError
 from cabochon.pipeline import Model
@@ -43,17 +44,21 @@ def add_chat_command(commands: Any) -> None:
     chat.add_argument("--min-p", type=number, help="probability of a candidate, as a share of the likeliest one's")
     chat.add_argument("--repetition-penalty", type=number, help="more than 1 avoids what was there before")
     chat.add_argument("--seed", type=count, help="make the sampling repeatable")
+    add_form_arguments(chat)
 
 
 def _chat(arguments: argparse.Namespace) -> None:
+    tools, answer_format = read_tools(arguments), read_answer_format(arguments)
     model, _ = load_model(arguments)
     settings = _settings(model, arguments)
     conversation = _conversation(model, arguments)
     for question in _questions(arguments.prompt):
         answer = conversation.ask(
-            question, settings, arguments.max_tokens, stop=arguments.stop, thinking=arguments.think
-        )
+            question, settings, arguments.max_tokens, stop=arguments.stop, thinking=arguments.think, tools=tools,
+            answer_format=answer_format,
+        )  # fmt: skip
         _print(answer)
+        print_tool_calls(answer)
         note_cut(answer)
         if arguments.conversation:
             conversation.save(arguments.conversation)
@@ -104,4 +109,5 @@ def _print(answer: Answer) -> None:
             print(file=sys.stderr)
             shown = -1
         print(piece, end="", flush=True)
-    print(flush=True)
+    if answer.text or not answer.tool_calls:
+        print(flush=True)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cabochon.answer import Answer
 from cabochon.backend import CacheRows
 from cabochon.cache_file import read_cache_file, write_cache_file
+from cabochon.constrained_decoding import AnswerFormat
 from cabochon.errors import PackageError, RequestError
 from cabochon.json_dataclass import JsonMismatchError, from_json
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.tools import Tool
 
 if TYPE_CHECKING:
     from cabochon.pipeline import Model
@@ -49,16 +51,21 @@ class Conversation:
         *,
         stop: str | Sequence[str] = (),
         thinking: bool | int = False,
+        tools: Sequence[Tool | Callable[..., object] | Mapping[str, Any]] = (),
+        answer_format: AnswerFormat | None = None,
     ) -> Answer:
         """The next turn; see `Model.chat`. It belongs to the conversation when its answer has ended."""
         messages = (*self._messages, Message("user", question))
-        answer = self._model.chat(messages, settings, max_tokens, stop=stop, thinking=thinking, conversation=self)
+        answer = self._model.chat(
+            messages, settings, max_tokens, stop=stop, thinking=thinking, conversation=self, tools=tools,
+            answer_format=answer_format,
+        )  # fmt: skip
 
         def pieces() -> Iterator[str]:
             yield from answer
-            self._messages = (*messages, Message("assistant", answer.text))
+            self._messages = (*messages, Message("assistant", answer.text, tool_calls=answer.tool_calls))
 
-        return Answer(pieces(), answer.statistics, answer.note, answer.thought)
+        return Answer(pieces(), answer.statistics, answer.note, answer.thought, answer.call_reader)
 
     def rewind(self, turns: int = 1) -> None:
         """Take back the last questions with their answers.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cabochon.errors import RequestError
 from cabochon.sampling import SamplingSettings
 from cabochon.stop_strings import StopStrings
+from cabochon.written_form import FREE, WrittenForm
 
 GREEDY = SamplingSettings()
 
@@ -26,6 +27,8 @@ class Generation:
     """Texts at which the answer ends; they are no part of it."""
     thinking: bool | int = False
     """Whether the model may think before it answers; a number is how many tokens its thoughts may take."""
+    form: WrittenForm = FREE
+    """What the answer keeps to, and which tools it may call."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:

@@ -18,7 +18,7 @@ class JsonMismatchError(ValueError):
 def from_json(record_type: type[Record], value: Any) -> Record:
     """Build a dataclass from decoded JSON.
 
-    Understands dataclasses, str, bool, int, float, unions of them with None, `tuple[X, ...]` and `dict[str, X]`.
+    Understands dataclasses, str, bool, int, float, unions of them with None, `tuple[X, ...]`, `dict[str, X]` and Any.
 
     Raises:
         JsonMismatchError: the first place where value and dataclass disagree.
@@ -28,6 +28,8 @@ def from_json(record_type: type[Record], value: Any) -> Record:
 
 
 def _convert(expected: Any, value: Any, place: str) -> Any:
+    if expected is Any:
+        return value
     if is_dataclass(expected) and isinstance(expected, type):
         return _record(expected, value, place)
     origin = typing.get_origin(expected)

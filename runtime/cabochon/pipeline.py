@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
 from cabochon.backend import CacheRows, EngineSettings
 from cabochon.cache_file import CACHE_FORMAT
+from cabochon.constrained_decoding import AnswerFormat, GrammarReader
 from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
 from cabochon.embedder import open_embedder
@@ -39,7 +41,9 @@ from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.stop_strings import StopStrings
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
+from cabochon.tools import Tool
 from cabochon.wav import Sound, read_sound
+from cabochon.written_form import FormReader
 
 SoundSource = str | os.PathLike[str] | Float32Array
 """A sound file, or a mono waveform float32 [samples] at the model's sample rate."""
@@ -70,6 +74,8 @@ class Model:
         self._context = HeldContext(self._session.decoder)
         self._conversation: Conversation | None = None
         """Whose context is held."""
+        vocabulary_size, stop_tokens = package.manifest.text.vocabulary_size, package.manifest.sampling.stop_tokens
+        self._forms = FormReader(self._tokenizer, GrammarReader(self._tokenizer, vocabulary_size, stop_tokens))
         self._answers_started = 0
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
@@ -135,6 +141,9 @@ class Model:
         stop: str | Sequence[str] = (),
         thinking: bool | int = False,
         conversation: Conversation | None = None,
+        tools: Sequence[Tool | Callable[..., object] | Mapping[str, Any]] = (),
+        tool_choice: str = "auto",
+        answer_format: AnswerFormat | None = None,
     ) -> Answer:
         """Continue a conversation; without settings, with the checkpoint's own sampling.
 
@@ -146,6 +155,13 @@ class Model:
             stop: texts at which the answer ends; they are no part of it.
             thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
             conversation: that asks, see `start_conversation`.
+            tools: functions that the model may ask for (`Answer.tool_calls`); nothing here calls them.
+            tool_choice: `auto`, `none`, `required` (some call is written, whatever the model thinks), or the name of
+                the one tool that is to be called.
+            answer_format: what the answer keeps to, unless it is cut (`Statistics.complete` is False then).
+
+        Raises:
+            RequestError: what is asked for cannot be; nothing has run then.
         """
         places = sum(message.has_audio for message in messages)
         if places != (sound is not None):
@@ -153,7 +169,8 @@ class Model:
                 f"{places} messages have a sound and {int(sound is not None)} was given: expected one of each, or none."
             )
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
-        wish = Generation(settings, max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), thinking)
+        form = self._forms.read(tools, tool_choice, answer_format)
+        wish = Generation(settings, max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), thinking, form)
         return self._answer(messages, None if sound is None else self._hear(sound), wish, conversation=conversation)
 
     def start_conversation(self, system: str | None = None) -> Conversation:
@@ -209,13 +226,13 @@ class Model:
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
         count = 0 if audio_embeddings is None else len(audio_embeddings)
-        tokens = self._prompts.write(messages, count, thinking=wish.thinking is not False)
+        tokens = self._prompts.write(messages, count, wish.form.tools, thinking=wish.thinking is not False)
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
         thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
         prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, conversation)
-        return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts)
+        return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts, wish.form.calls)
 
     def _hear(self, sound: SoundSource) -> Sound:
         audio = self.audio_model
@@ -317,23 +334,30 @@ class Model:
             tokens: of the prompt.
         """
         manifest, thoughts = self.package.manifest, thoughts or Thoughts(self._tokenizer)
-        softcap, suppressed = manifest.text.final_logit_softcap, manifest.sampling.suppress_tokens
-        chooser = thoughts.end_too_long(Sampler(wish.sampling, suppressed, softcap, tokens))
+        softcap, form = manifest.text.final_logit_softcap, wish.form
+        suppressed = (*manifest.sampling.suppress_tokens, *form.suppressed)
+        sampler = Sampler(wish.sampling, suppressed, softcap, tokens)
+        chooser = thoughts.end_too_long(form.keep_to(sampler, thoughts if wish.thinking else None))
         stream, stops = self._tokenizer.start_stream(), StopStrings(wish.stop)
         new_tokens = decode(
-            self._session.decoder, self._embedder, chooser, logits, position, manifest.sampling.stop_tokens,
-            wish.max_tokens,
+            self._session.decoder, self._embedder, chooser, logits, position,
+            (*manifest.sampling.stop_tokens, *form.stop_tokens), wish.max_tokens,
         )  # fmt: skip
         while (token := self._next_token(new_tokens, turn, statistics)) is not None:
             if thoughts.take(token):
                 yield ""
                 continue
-            if piece := stops.push(stream.push(token)):
+            call = form.take(token)
+            piece = stops.push(stream.push(token) if call is None else stream.finish() + call)
+            if piece or call is not None:
                 yield piece
             if stops.found:
                 statistics.complete = True
                 return
-        if piece := stops.push(stream.finish()) + stops.finish():
+            if form.finished:
+                statistics.complete = True
+                break
+        if piece := stops.push(stream.finish() + form.finish()) + stops.finish():
             yield piece
 
     def _next_token(self, tokens: Generator[int, None, bool], turn: int, statistics: Statistics) -> int | None:

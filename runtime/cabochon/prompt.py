@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,11 @@ from cabochon.languages import language_name
 from cabochon.manifest import Prompts
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
+from cabochon.tool_calls import CALL_BEGINS
+from cabochon.tool_messages import join_tool_turns, template_calls, template_tools
+from cabochon.tools import Tool, ToolCall
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +23,24 @@ class Message:
     """One turn of a conversation."""
 
     role: str
-    """`system`, `user` or `assistant`."""
+    """`system`, `user`, `assistant`, or `tool` for what came back from a call."""
     text: str
     has_audio: bool = False
     """A clip follows the text: instructions come first, so that their keys and values can be kept between clips."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """That the assistant made."""
+    tool_name: str = ""
+    """Of the function that came back with the text, which may be JSON."""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise RequestError(f"a message has the role {self.role!r}, expected one of {', '.join(ROLES)}.")
+        if (self.role == "tool") != bool(self.tool_name):
+            raise RequestError("a message of the role 'tool', and no other, names the function that it came from.")
+        if self.tool_calls and self.role != "assistant":
+            raise RequestError(f"a message of the role {self.role!r} has tool calls: only the assistant's may.")
+        if self.has_audio and (self.tool_calls or self.tool_name):
+            raise RequestError("a message of a tool, or with tool calls, has a sound: give it a message of its own.")
 
 
 def transcription_instruction(prompts: Prompts, language: str | None) -> str:
@@ -71,11 +84,38 @@ class ChatTemplate:
                 f"the chat template of the package is not valid Jinja ({_on_one_line(error)})."
             ) from None
 
-    def render(self, messages: Sequence[Message], *, thinking: bool = False) -> str:
-        """The conversation as the text of a prompt that the model continues, perhaps with thoughts."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        quote: Callable[[str], str] = str,
+        *,
+        thinking: bool = False,
+    ) -> str:
+        """The conversation as the text of a prompt that the model continues, perhaps with thoughts.
+
+        Args:
+            tools: that the model may call.
+            quote: what texts of tools go through, so that they become no control tokens.
+            thinking: whether it may think.
+
+        Raises:
+            RequestError: the template refuses the conversation, or does not know tools.
+        """
+        turns = [_template_message(message, quote) for message in messages]
+        if any(message.tool_calls or message.tool_name for message in messages):
+            turns = join_tool_turns(turns, quote)
+        text = self._render(turns, template_tools(tools, quote), thinking=thinking)
+        calls = any(message.tool_calls for message in messages)
+        if (calls and CALL_BEGINS not in text) or (tools and text == self._render(turns, [], thinking=thinking)):
+            raise RequestError("the model's chat template knows no tools: ask without them.")
+        return text
+
+    def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], *, thinking: bool) -> str:
         try:
             return self._template.render(
-                messages=[_template_message(message) for message in messages],
+                messages=turns,
+                tools=tools or None,
                 bos_token=self._bos_token,
                 add_generation_prompt=True,
                 enable_thinking=thinking,
@@ -94,14 +134,17 @@ class PromptWriter:
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
         self._audio = manifest.audio
 
-    def write(self, messages: Sequence[Message], audio_tokens: int = 0, *, thinking: bool = False) -> list[int]:
+    def write(
+        self, messages: Sequence[Message], audio_tokens: int = 0, tools: Sequence[Tool] = (), *, thinking: bool = False
+    ) -> list[int]:
         """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end.
 
         Raises:
-            RequestError: the template refuses the conversation, or does not know thoughts.
+            RequestError: the template refuses the conversation, or does not know thoughts or tools.
         """
-        text = self._template.render(messages, thinking=thinking)
-        if thinking and text == self._template.render(messages):
+        quote = self._tokenizer.break_control_tokens
+        text = self._template.render(messages, tools, quote, thinking=thinking)
+        if thinking and text == self._template.render(messages, tools, quote):
             raise RequestError("the model's chat template knows no thoughts: ask without thinking.")
         tokens = self._tokenizer.encode(text)
         if self._audio is None or audio_tokens == 0:
@@ -111,7 +154,12 @@ class PromptWriter:
         return [written for token in tokens for written in (clip if token == audio.soft_token else [token])]
 
 
-def _template_message(message: Message) -> dict[str, Any]:
+def _template_message(message: Message, quote: Callable[[str], str]) -> dict[str, Any]:
+    if message.tool_calls:
+        calls = template_calls(message.tool_calls, quote)
+        return {"role": message.role, "content": message.text, "tool_calls": calls}
+    if message.tool_name:
+        return {"role": message.role, "content": message.text, "name": quote(message.tool_name)}
     if not message.has_audio:
         return {"role": message.role, "content": message.text}
     return {"role": message.role, "content": [{"type": "text", "text": message.text}, {"type": "audio"}]}

@@ -36,6 +36,7 @@ try:
     from cabochon.server_limits import LimitedBodies
     from cabochon.server_origins import OwnOrigins
     from cabochon.server_requests import ChatRequest
+    from cabochon.server_tools import NumberedCall, answer_format, finish_reason, number_calls, tool_choice
 except ImportError as error:
     raise missing_dependency(str(error.name), "server") from None
 
@@ -248,7 +249,9 @@ def _done(hearing: _Hearing) -> Callable[[list[Any]], list[str]]:
 
 async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings: ServerSettings) -> Response:
     sampling = request.sampling(SamplingSettings.of_checkpoint(model.package.manifest.sampling))
-    messages, sound = request.conversation(), request.sound()
+    messages, sound = request.conversation(model.quote), request.sound()
+    tools, form = request.tools or [], answer_format(request.response_format)
+    choice, declared = tool_choice(request.tool_choice, tools), [tool.tool() for tool in tools]
     longest = request.longest_answer(settings.max_tokens)
     content = sound.content() if sound else None
     facts = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": settings.name}
@@ -259,35 +262,47 @@ async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings:
             try:
                 if content is not None:
                     path.write_bytes(content)
-                answer = model.chat(messages, sampling, longest, sound=None if content is None else path)
+                answer = model.chat(
+                    messages, sampling, longest, None if content is None else path,
+                    tools=declared, tool_choice=choice, answer_format=form,
+                )  # fmt: skip
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), "the sound")) from None
-        yield from answer
-        yield answer.statistics
+        given = 0
+        for piece in answer:
+            if piece:
+                yield piece
+            for call in number_calls(answer, given):
+                yield call
+                given += 1
+        yield answer
 
     job = queue.submit(work)
     if request.stream:
         chunk = facts | {"object": "chat.completion.chunk"}
 
-        def piece_of(piece: str) -> dict[str, Any]:
-            return chunk | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": piece}}]}
+        def piece_of(piece: str | NumberedCall) -> dict[str, Any]:
+            delta = {"role": "assistant", "content": piece} if isinstance(piece, str) else piece.delta()
+            return chunk | {"choices": [{"index": 0, "delta": delta}]}
 
         def end_of(items: list[Any]) -> list[str]:
-            reason = "stop" if items[-1].complete else "length"
-            end = chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+            end = chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason(items[-1])}]}
             return [json.dumps(end), "[DONE]"]
 
         return await _streamed(job, piece_of, end_of)
-    *pieces, statistics = await job.all()
+    *items, answer = await job.all()
+    statistics = answer.statistics
     tokens = statistics.prompt_positions, statistics.new_tokens
     usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
-    message = {"role": "assistant", "content": "".join(pieces)}
-    choice = {"index": 0, "message": message, "finish_reason": "stop" if statistics.complete else "length"}
-    return JSONResponse(facts | {"object": "chat.completion", "choices": [choice], "usage": usage})
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
+    if calls := [item.content() for item in items if isinstance(item, NumberedCall)]:
+        message |= {"content": answer.text or None, "tool_calls": calls}
+    content_choice = {"index": 0, "message": message, "finish_reason": finish_reason(answer)}
+    return JSONResponse(facts | {"object": "chat.completion", "choices": [content_choice], "usage": usage})
 
 
 async def _streamed(
-    job: Job[Any], piece_of: Callable[[str], dict[str, Any]], end_of: Callable[[list[Any]], list[str]]
+    job: Job[Any], piece_of: Callable[[Any], dict[str, Any]], end_of: Callable[[list[Any]], list[str]]
 ) -> Response:
     """Server-sent events, the first of which is waited for: until then an error has a status of its own."""
     items = aiter(job)
@@ -298,7 +313,7 @@ async def _streamed(
         try:
             async for item in _chained(first, items):
                 seen.append(item)
-                if isinstance(item, str):
+                if isinstance(item, str | NumberedCall):
                     yield _event(json.dumps(piece_of(item), ensure_ascii=False))
             for line in end_of(seen):
                 yield _event(line)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cabochon.errors import RequestError
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.server_tools import MAX_TOOLS, ChoiceOfTools, GivenToolCall, ResponseFormat, ToolDeclaration
 
 MAX_TEXT = 1_000_000
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
@@ -56,8 +58,10 @@ class AudioPart(_Request):
 class ChatMessage(_Request):
     """A turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = Field(default="")
+    tool_calls: list[GivenToolCall] | None = None
+    tool_call_id: str | None = None
 
     def text(self) -> str:
         """All of its text."""
@@ -83,6 +87,9 @@ class ChatRequest(_Request):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     n: Literal[1] = 1
+    tools: list[ToolDeclaration] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: ChoiceOfTools | None = None
+    response_format: ResponseFormat | None = None
 
     def longest_answer(self, most: int) -> int:
         """Tokens, at most so many."""
@@ -99,12 +106,35 @@ class ChatRequest(_Request):
             raise RequestError(f"the conversation has {len(sounds)} sounds, expected at most one.")
         return sounds[0] if sounds else None
 
-    def conversation(self) -> list[Message]:
-        """The messages as the model's template takes them."""
-        return [
-            Message("system" if message.role == "developer" else message.role, message.text(), bool(message.sounds()))
-            for message in self.messages
-        ]
+    def conversation(self, quote: Callable[[str], str]) -> list[Message]:
+        """The messages as the model's template takes them.
+
+        Args:
+            quote: what every text goes through, so that it becomes no control token.
+
+        Raises:
+            RequestError: a tool's message belongs to no call, or a call has arguments that are no JSON object.
+        """
+        names: dict[str, str] = {}
+        messages = []
+        for message in self.messages:
+            role = "system" if message.role == "developer" else message.role
+            calls = message.tool_calls or []
+            names |= {call.id: call.function.name for call in calls}
+            # A tool's text is quoted after its JSON was read.
+            text = message.text() if role == "tool" else quote(message.text())
+            name = names.get(message.tool_call_id or "", "")
+            if role == "tool" and not name:
+                raise RequestError(
+                    f"a message of a tool has the tool_call_id {message.tool_call_id!r}, which no call has."
+                )
+            messages.append(
+                Message(
+                    role, text, bool(message.sounds()), tuple(call.call() for call in calls),
+                    name if role == "tool" else "",
+                )
+            )  # fmt: skip
+        return messages
 
     def sampling(self, default: SamplingSettings) -> SamplingSettings:
         """As asked for, or else the checkpoint's own."""

@@ -35,6 +35,16 @@ class Thoughts:
         self._texts: list[str] = []
 
     @property
+    def begin(self) -> int | None:
+        """The token that begins them; None where the vocabulary has none."""
+        return self._begin
+
+    @property
+    def inside(self) -> bool:
+        """Whether the model thinks."""
+        return self._inside
+
+    @property
     def text(self) -> str:
         """All of them so far."""
         texts = ("" if NAME.startswith(text) else text.removeprefix(NAME).strip() for text in self._texts)

@@ -31,6 +31,23 @@ class Tokenizer:
         self._control_tokens = {token for token, content in added.items() if content.content.strip()}
 
     @property
+    def control_tokens(self) -> frozenset[int]:
+        """Ids that stand for no text."""
+        return frozenset(self._control_tokens)
+
+    def spell(self, count: int) -> list[bytes]:
+        """The bytes of the first `count` tokens behind other text; nothing for ids that the vocabulary lacks."""
+        (letter,) = self.encode("a")[:1] or [0]
+        before = self._tokenizer.decode([letter], skip_special_tokens=False)
+        pairs = [[letter, token] for token in range(min(count, self.largest_token + 1))]
+        spelled = []
+        for token, text in enumerate(self._tokenizer.decode_batch(pairs, skip_special_tokens=False)):
+            written = self._tokenizer.id_to_token(token) or ""
+            is_byte = BYTE_TOKEN.fullmatch(written) is not None
+            spelled.append(bytes([int(written[3:5], 16)]) if is_byte else text[len(before) :].encode())
+        return spelled + [b""] * (count - len(spelled))
+
+    @property
     def largest_token(self) -> int:
         """The largest id that it can produce, control tokens included."""
         return int(max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1))
@@ -54,6 +71,11 @@ class Tokenizer:
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, without control tokens."""
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def decode_with_control_tokens(self, tokens: list[int]) -> str:
+        """The text of tokens, with control tokens as they are written."""
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
     def token_text(self, token: int) -> str:
