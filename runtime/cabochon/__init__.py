@@ -9,6 +9,7 @@ from cabochon.answer import Answer, Statistics, Translation
 from cabochon.errors import (
     AudioError,
     CabochonError,
+    ImageError,
     MissingDependencyError,
     PackageError,
     RequestError,
@@ -16,6 +17,7 @@ from cabochon.errors import (
 from cabochon.pipeline import Model, load
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.sight import SightSettings
 
 __version__ = "0.1.0"
 
@@ -23,12 +25,14 @@ __all__ = [
     "Answer",
     "AudioError",
     "CabochonError",
+    "ImageError",
     "Message",
     "MissingDependencyError",
     "Model",
     "PackageError",
     "RequestError",
     "SamplingSettings",
+    "SightSettings",
     "Statistics",
     "Translation",
     "load",

@@ -1,4 +1,4 @@
-"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text."""
+"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text; images join in."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from cabochon.backend import CacheRows, EngineSettings
 from cabochon.cache_file import CACHE_FORMAT
 from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
-from cabochon.embedder import open_embedder
-from cabochon.engines import choose_engine, open_session
+from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import AudioError, RequestError
 from cabochon.generation import Generation
 from cabochon.held_context import HeldContext
+from cabochon.image import ScaledImage
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, cache_folder, hash_file, open_package
@@ -35,14 +36,18 @@ from cabochon.prompt import (
     translation_instruction,
 )
 from cabochon.sampling import Sampler, SamplingSettings
+from cabochon.sight import Sight, SightSettings
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.stop_strings import StopStrings
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
+from cabochon.video import ScaledVideo
 from cabochon.wav import Sound, read_sound
 
 SoundSource = str | os.PathLike[str] | Float32Array
 """A sound file, or a mono waveform float32 [samples] at the model's sample rate."""
+
+DEFAULT_SIGHT = SightSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,15 @@ class _Prompt:
     prefix: int
     """Tokens that many prompts begin with."""
     audio_embeddings: Float32Array | None
+    image_embeddings: Float32Array | None
+    marks: tuple[int, ...]
+    """Of the tokens of images: no two images have the same."""
     conversation: Conversation | None = None
+
+    def contents(self, image_token: int | None) -> tuple[int, ...]:
+        """The tokens, but for those of images, which become their marks."""
+        marks = iter(self.marks)
+        return tuple(next(marks) if token == image_token else token for token in self.tokens)
 
 
 class Model:
@@ -70,6 +83,8 @@ class Model:
         self._context = HeldContext(self._session.decoder)
         self._conversation: Conversation | None = None
         """Whose context is held."""
+        vision = package.manifest.vision
+        self._sight = Sight(vision, lambda: open_vision_encoder(package, engine, settings)) if vision else None
         self._answers_started = 0
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
@@ -135,6 +150,7 @@ class Model:
         stop: str | Sequence[str] = (),
         thinking: bool | int = False,
         conversation: Conversation | None = None,
+        sight: SightSettings | None = None,
     ) -> Answer:
         """Continue a conversation; without settings, with the checkpoint's own sampling.
 
@@ -146,6 +162,7 @@ class Model:
             stop: texts at which the answer ends; they are no part of it.
             thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
             conversation: that asks, see `start_conversation`.
+            sight: how finely to look at images and videos of the messages.
         """
         places = sum(message.has_audio for message in messages)
         if places != (sound is not None):
@@ -154,7 +171,8 @@ class Model:
             )
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
         wish = Generation(settings, max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), thinking)
-        return self._answer(messages, None if sound is None else self._hear(sound), wish, conversation=conversation)
+        clip = None if sound is None else self._hear(sound)
+        return self._answer(messages, clip, wish, conversation=conversation, sight=sight or DEFAULT_SIGHT)
 
     def start_conversation(self, system: str | None = None) -> Conversation:
         """One whose turns are not run again, and which can be copied, taken back and saved."""
@@ -199,22 +217,30 @@ class Model:
         *,
         keep_prefix: bool = False,
         conversation: Conversation | None = None,
+        sight: SightSettings = DEFAULT_SIGHT,
     ) -> Answer:
         statistics = Statistics()
         note = ""
-        audio_embeddings = None
+        audio_embeddings = image_embeddings = None
+        seen = self._look(messages, sight)
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
             started = time.perf_counter()
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
         count = 0 if audio_embeddings is None else len(audio_embeddings)
-        tokens = self._prompts.write(messages, count, thinking=wish.thinking is not False)
+        tokens = self._prompts.write(messages, count, seen, thinking=wish.thinking is not False)
+        marks: tuple[int, ...] = ()
+        if seen and self._sight is not None:
+            require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
+            started = time.perf_counter()
+            image_embeddings, marks = self._sight.encode(seen)
+            statistics.encode_seconds += time.perf_counter() - started
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
         thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
-        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, conversation)
+        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, image_embeddings, marks, conversation)
         return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts)
 
     def _hear(self, sound: SoundSource) -> Sound:
@@ -231,6 +257,15 @@ class Model:
                 "floating-point samples, all of them in [-1, 1]."
             )
         return Sound(sound.astype(np.float32), audio.sample_rate, "")
+
+    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[ScaledImage | ScaledVideo]:
+        if self._sight is not None:
+            return self._sight.read(messages, settings)
+        if any(message.images or message.videos for message in messages) or settings != DEFAULT_SIGHT:
+            raise RequestError(
+                "the package has no vision encoder: convert a checkpoint that sees, without --no-vision or --text-only."
+            )
+        return []
 
     def _encode(self, clip: Sound) -> Float32Array:
         """wav → frames → audio encoder: embeddings [tokens, hidden]."""
@@ -263,10 +298,10 @@ class Model:
             started = time.perf_counter()
             require_room(decoder, len(tokens))
             start = self._begin(prompt)
-            rest = self._embedder.embed(tokens[start:], self.package.manifest.audio, prompt.audio_embeddings)
+            rest = self._embed_from(start, prompt)
             logits = prefill(decoder, rest, start)
             if prompt.audio_embeddings is None:
-                self._context.was_run(tokens)
+                self._context.was_run(prompt.contents(self._image_token))
             statistics.prefill_seconds = time.perf_counter() - started
         yield from self._decoded(logits, len(tokens), wish, statistics, turn, thoughts, tokens)
 
@@ -295,10 +330,25 @@ class Model:
     def _begin(self, prompt: _Prompt) -> int:
         """From which position on a prompt has to be run: what the decoder holds of it is kept."""
         if prompt.audio_embeddings is None:
-            return self._context.keep(prompt.tokens)
+            return self._context.keep(prompt.contents(self._image_token))
         self._context.forget()
         self._prefixes.run(prompt.tokens[: prompt.prefix])
         return prompt.prefix
+
+    @property
+    def _image_token(self) -> int | None:
+        vision = self.package.manifest.vision
+        return vision.soft_token if vision else None
+
+    def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
+        """The part of a prompt that is to be run."""
+        manifest, images = self.package.manifest, prompt.image_embeddings
+        if images is not None:
+            left = images[prompt.tokens[:start].count(self._image_token) :]
+            images = left if len(left) else None
+        return self._embedder.embed(
+            prompt.tokens[start:], manifest.audio, prompt.audio_embeddings, manifest.vision, images
+        )
 
     def _decoded(
         self,

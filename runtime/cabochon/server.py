@@ -259,7 +259,9 @@ async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings:
             try:
                 if content is not None:
                     path.write_bytes(content)
-                answer = model.chat(messages, sampling, longest, sound=None if content is None else path)
+                answer = model.chat(
+                    messages, sampling, longest, sound=None if content is None else path, sight=request.sight()
+                )
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), "the sound")) from None
         yield from answer

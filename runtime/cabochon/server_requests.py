@@ -11,8 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cabochon.errors import RequestError
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.sight import SightSettings
 
 MAX_TEXT = 1_000_000
+MAX_IMAGES = 32
+"""Of a conversation: a small file may hold many pixels, each of which takes its time."""
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
 
 
@@ -53,11 +56,44 @@ class AudioPart(_Request):
     input_audio: InputAudio
 
 
+class ImageUrl(_Request):
+    """An image in a data URI."""
+
+    url: str
+
+    def content(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            RequestError: it is somewhere else, or not base64.
+        """
+        head, comma, data = self.url.partition(",")
+        if head[:5].lower() != "data:":
+            raise RequestError(
+                "image_url.url is not a data URI: this server fetches nothing, so send data:image/jpeg;base64,…."
+            )
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestError("image_url.url is not in base64: expected data:image/jpeg;base64,….")
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("image_url.url is not base64.") from None
+
+
+class ImagePart(_Request):
+    """A piece of a message that is an image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class ChatMessage(_Request):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = Field(default="")
+    content: str | list[Annotated[TextPart | AudioPart | ImagePart, Field(discriminator="type")]] | None = Field(
+        default=""
+    )
 
     def text(self) -> str:
         """All of its text."""
@@ -69,6 +105,15 @@ class ChatMessage(_Request):
         """Its sounds."""
         parts = self.content if isinstance(self.content, list) else []
         return [part.input_audio for part in parts if isinstance(part, AudioPart)]
+
+    def images(self) -> list[bytes]:
+        """Its images.
+
+        Raises:
+            RequestError: see `ImageUrl.content`.
+        """
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.content() for part in parts if isinstance(part, ImagePart)]
 
 
 class ChatRequest(_Request):
@@ -83,6 +128,8 @@ class ChatRequest(_Request):
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     n: Literal[1] = 1
+    image_tokens: int | None = Field(default=None, ge=1)
+    """An addition to OpenAI's: tokens at most of an image."""
 
     def longest_answer(self, most: int) -> int:
         """Tokens, at most so many."""
@@ -100,11 +147,28 @@ class ChatRequest(_Request):
         return sounds[0] if sounds else None
 
     def conversation(self) -> list[Message]:
-        """The messages as the model's template takes them."""
-        return [
-            Message("system" if message.role == "developer" else message.role, message.text(), bool(message.sounds()))
+        """The messages as the model's template takes them.
+
+        Raises:
+            RequestError: there are too many images, or one is not in the request.
+        """
+        messages = [
+            Message(
+                "system" if message.role == "developer" else message.role,
+                message.text(),
+                bool(message.sounds()),
+                message.images(),
+            )
             for message in self.messages
         ]
+        count = sum(len(message.images) for message in messages)
+        if count > MAX_IMAGES:
+            raise RequestError(f"the conversation has {count} images, expected at most {MAX_IMAGES}.")
+        return messages
+
+    def sight(self) -> SightSettings:
+        """How finely to look at images."""
+        return SightSettings(image_tokens=self.image_tokens or 0)
 
     def sampling(self, default: SamplingSettings) -> SamplingSettings:
         """As asked for, or else the checkpoint's own."""
