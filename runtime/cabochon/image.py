@@ -12,10 +12,10 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -67,8 +67,8 @@ def read_image(source: ImageSource, vision: VisionModel, budget: int, name: str 
     """
     library = _pillow()
     shown = str(source) if isinstance(source, str | os.PathLike) else name
-    with _explained(shown, library):
-        image = _opened(source, shown, library)
+    with _explained(shown, library), ExitStack() as files:
+        image = _opened(source, shown, library, files)
         _refuse_huge(image.size, shown)
         image = _oriented(image, library)
         height, width = scaled_size(image.size[1], image.size[0], vision, budget)
@@ -102,8 +102,8 @@ def _pillow() -> Any:
     return PIL
 
 
-def _opened(source: ImageSource, shown: str, library: Any) -> Any:
-    """An image of Pillow's that may not be decoded yet."""
+def _opened(source: ImageSource, shown: str, library: Any, files: ExitStack) -> Any:
+    """An image of Pillow's that may not be decoded yet, with the file that it comes from among those to be closed."""
     if isinstance(source, np.ndarray):
         fits = source.dtype == np.uint8 and (source.ndim == 2 or (source.ndim == 3 and source.shape[2] in (3, 4)))
         if not fits or 0 in source.shape:
@@ -125,10 +125,10 @@ def _opened(source: ImageSource, shown: str, library: Any) -> Any:
         raise ImageError(f"{path} {what}: expected an image such as a JPEG.")
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes): expected an image such as a JPEG.")
-    return _identified(path, library)
+    return _identified(files.enter_context(path.open("rb")), library)
 
 
-def _identified(file: Path | io.BytesIO, library: Any) -> Any:
+def _identified(file: BinaryIO, library: Any) -> Any:
     library.Image.init()
     return library.Image.open(file, formats=[name for name in library.Image.OPEN if name not in _REFUSED_FORMATS])
 

@@ -87,6 +87,8 @@ def _read_file(path: Path, vision: VisionModel, budget: int) -> ScaledVideo:
         if not container.streams.video:
             raise ImageError(f"{path} holds no video: expected a file such as an MP4.")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ImageError(f"{path} is damaged, or coded in a way that FFmpeg does not know: convert it to an MP4.")
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise ImageError(f"{path} has frames of more than {MAX_PIXELS} pixels: scale it down.")
         rate, count = float(stream.average_rate or 0), stream.frames or _count(container, stream)
