@@ -107,7 +107,7 @@ class SeeingReference:
         """Logits after the last position [vocabulary], as they are before sampling, and the next tokens, greedily."""
         with torch.no_grad():
             step = self._model(**inputs, logits_to_keep=1, use_cache=True)
-            first, new = np.array(step.logits[0, -1]), []
+            first, new = step.logits[0, -1].numpy().copy(), []
             while True:
                 step.logits[0, -1, list(suppress)] = -torch.inf
                 new.append(int(step.logits[0, -1].argmax()))

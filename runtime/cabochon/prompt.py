@@ -147,7 +147,7 @@ class PromptWriter:
         found = re.findall(f"{re.escape(soft)}|{re.escape(VIDEO_PLACEHOLDER)}", text)
         if found != [VIDEO_PLACEHOLDER if isinstance(each, ScaledVideo) else soft for each in seen]:
             raise RequestError(
-                f"the prompt has {len(found)} places for images and videos, but {len(seen)} were given: "
+                f"the prompt has {len(found)} places for images and videos, expected {len(seen)}: "
                 f"the chat template has none for them, or a text holds {soft} or {VIDEO_PLACEHOLDER}."
             )
         written = []

@@ -56,7 +56,11 @@ class Seeing:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model that sees with 140 tokens by default, hears, and whose template shows videos."""
     folder = tmp_path_factory.mktemp("checkpoints") / "seeing"
-    write_random_checkpoint(folder, small_config(max_position_embeddings=1024), RandomWeights())
+    kinds = ["sliding_attention", "full_attention", "full_attention"]  # few, because they are soon converted
+    config = small_config(
+        layer_types=kinds, num_hidden_layers=len(kinds), num_kv_shared_layers=1, max_position_embeddings=1024
+    )
+    write_random_checkpoint(folder, config, RandomWeights())
     let_template_show_videos(folder)
     processor = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").write_text(json.dumps(processor | {"image_seq_length": BUDGET}))
