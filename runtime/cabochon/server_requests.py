@@ -157,7 +157,7 @@ class ChatRequest(_Request):
                 "system" if message.role == "developer" else message.role,
                 message.text(),
                 bool(message.sounds()),
-                message.images(),
+                images=message.images(),
             )
             for message in self.messages
         ]

@@ -100,10 +100,11 @@ def ask(
 
     monkeypatch.setattr(cabochon.pipeline, "prefill", record)
     messages = [
-        cabochon.Message(turn.role, turn.text, turn.frames is not None, turn.images, turn.videos) for turn in turns
+        cabochon.Message(turn.role, turn.text, turn.frames is not None, images=turn.images, videos=turn.videos)
+        for turn in turns
     ]
     sound = SOUND if any(message.has_audio for message in messages) else None
-    answer = model.chat(messages, cabochon.SamplingSettings(), NEW_TOKENS, sound, sight)
+    answer = model.chat(messages, cabochon.SamplingSettings(), NEW_TOKENS, sound, sight=sight)
     return answer, seen
 
 
