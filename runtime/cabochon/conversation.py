@@ -94,7 +94,7 @@ class Conversation:
         context = self._model.context_of(self)
         tokens, rows = context if context else ([], CacheRows(0, ()))
         kept = [each.name for each in fields(Message) if each.metadata != NOT_IN_JSON]
-        turns = [{name: asdict(message)[name] for name in kept} for message in self._messages]
+        turns = [{name: value for name, value in asdict(each).items() if name in kept} for each in self._messages]
         about = json.dumps(turns, ensure_ascii=False)
         try:
             write_cache_file(Path(path), self._model.identity, tokens, rows, about)

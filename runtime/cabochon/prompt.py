@@ -130,7 +130,7 @@ class PromptWriter:
         text = self._template.render(messages, thinking=thinking)
         if thinking and text == self._template.render(messages):
             raise RequestError("the model's chat template knows no thoughts: ask without thinking.")
-        tokens = self._tokenizer.encode(self._with_places(text, seen) if seen else text)
+        tokens = self._tokenizer.encode(self._with_places(text, seen) if self._vision else text)
         if self._audio is None or audio_tokens == 0:
             return tokens
         audio = self._audio
@@ -144,7 +144,9 @@ class PromptWriter:
         vision = self._vision
         assert vision is not None  # nothing is seen without
         begin, soft, end = map(self._tokenizer.token_text, (vision.begin_token, vision.soft_token, vision.end_token))
-        found = re.findall(f"{re.escape(soft)}|{re.escape(VIDEO_PLACEHOLDER)}", text)
+        placeholders = [soft, *([VIDEO_PLACEHOLDER] if any(isinstance(each, ScaledVideo) for each in seen) else [])]
+        pattern = "|".join(map(re.escape, placeholders))
+        found = re.findall(pattern, text)
         if found != [VIDEO_PLACEHOLDER if isinstance(each, ScaledVideo) else soft for each in seen]:
             raise RequestError(
                 f"the prompt has {len(found)} places for images and videos, expected {len(seen)}: "
@@ -157,7 +159,7 @@ class PromptWriter:
             else:
                 frames = zip(each.frames, each.seconds, strict=True)
                 written.append(" ".join(f"{_clock(at)} {begin}{soft * frame.tokens}{end}" for frame, at in frames))
-        between = re.split(f"{re.escape(soft)}|{re.escape(VIDEO_PLACEHOLDER)}", text)
+        between = re.split(pattern, text)
         return "".join(part for pair in zip(between, [*written, ""], strict=True) for part in pair)
 
 

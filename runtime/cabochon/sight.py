@@ -77,7 +77,8 @@ class Sight:
 
     def encode(self, seen: Sequence[ScaledImage | ScaledVideo]) -> tuple[Float32Array | None, tuple[int, ...]]:
         """Embeddings [tokens, hidden] of all images and frames, None where there are none; and a mark for each token,
-        below 0, that other images do not have."""
+        below 0, that other images do not have.
+        """
         images = [image for each in seen for image in (each.frames if isinstance(each, ScaledVideo) else (each,))]
         digests = [_digest(image) for image in images]
         parts = [self._encode(image, digest) for image, digest in zip(images, digests, strict=True)]

@@ -131,7 +131,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_it_is_looked_at(
 
 @pytest.mark.parametrize("images", [(), (CAT,)], ids=["no image", "one image"])
 def test_a_text_cannot_pretend_to_hold_an_image(model: cabochon.Model, images: tuple[bytes, ...]) -> None:
-    with refused(cabochon.RequestError, "places for image"):
+    with refused(cabochon.RequestError, "places for images"):
         model.chat([cabochon.Message("user", "Look: <|image|>", images=images)])
 
 
@@ -163,6 +163,44 @@ def test_an_image_is_encoded_once_while_a_conversation_goes_on(package: Path, mo
     assert len(encoded) == 3
     assert ask(model, CAT).text == first.text
     assert len(encoded) == 3
+
+
+def test_what_is_held_of_a_prompt_serves_the_same_image_and_no_other_of_its_size(
+    package: Path, model: cabochon.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, run = png(60, 80, 7), []
+    prefill = cabochon.pipeline.prefill
+
+    def count(decoder: Any, prompt: Any, position: int) -> Any:
+        run.append(len(prompt))
+        return prefill(decoder, prompt, position)
+
+    expected = [ask(cabochon.load(package), *images).text for images in ((CAT,), (other,), (CAT, other))]
+    assert expected[0] != expected[1]
+    monkeypatch.setattr(cabochon.pipeline, "prefill", count)
+    found = [ask(model, *images) for images in ((CAT,), (other,), (other,), (CAT, other))]
+    assert [answer.text for answer in found] == [expected[0], expected[1], expected[1], expected[2]]
+    tokens = cabochon.image.read_image(CAT, model._sight.vision, 280).tokens  # type: ignore[union-attr]
+    assert run[1] > tokens
+    assert run[2] == 1
+    assert run[3] > 2 * tokens
+
+
+def test_a_conversation_holds_its_images_and_is_not_saved_with_them(
+    package: Path, model: cabochon.Model, tmp_path: Path
+) -> None:
+    conversation = model.start_conversation()
+    first = conversation.ask(QUESTION, GREEDY, 8, images=[CAT]).finish()
+    second = conversation.ask("Really?", GREEDY, 8).finish()
+    messages = [cabochon.Message("user", QUESTION, images=[CAT]), cabochon.Message("assistant", first)]
+    fresh = cabochon.load(package).chat([*messages, cabochon.Message("user", "Really?")], GREEDY, 8)
+    assert second == fresh.finish()
+    with refused(cabochon.RequestError, "holds images"):
+        conversation.save(tmp_path / "conversation")
+    conversation.rewind(2)
+    conversation.ask(QUESTION, GREEDY, 8).finish()
+    conversation.save(tmp_path / "conversation")
+    assert model.load_conversation(tmp_path / "conversation").messages == conversation.messages
 
 
 def test_images_that_were_seen_long_ago_are_forgotten(model: cabochon.Model) -> None:
