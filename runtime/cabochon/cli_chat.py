@@ -16,13 +16,14 @@ from cabochon.conversation import Conversation
 from cabochon.errors import RequestError
 from cabochon.pipeline import Model
 from cabochon.sampling import SamplingSettings
+from cabochon.sight import SightSettings
 
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
 def add_chat_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    chat = commands.add_parser("chat", help="converse in text")
+    chat = commands.add_parser("chat", help="converse in text, about images and videos too")
     add_model_arguments(chat, _chat)
     chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
     chat.add_argument("--system", help="instruction that precedes the conversation")
@@ -45,18 +46,31 @@ def add_chat_command(commands: Any) -> None:
     chat.add_argument("--repetition-penalty", type=number, help="more than 1 avoids what was there before")
     chat.add_argument("--seed", type=count, help="make the sampling repeatable")
     add_form_arguments(chat)
+    chat.add_argument(
+        "--image", action="append", default=[], metavar="FILE", help="the first question is about it; may be repeated"
+    )
+    chat.add_argument("--image-tokens", type=positive_count, default=0, help="most tokens of an image, e.g. 70 or 280")
+    chat.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="video of at most a minute, or a folder of images"
+    )
+    chat.add_argument("--frame-tokens", type=positive_count, default=0, help="most tokens of a video's frame")
 
 
 def _chat(arguments: argparse.Namespace) -> None:
     tools, answer_format = read_tools(arguments), read_answer_format(arguments)
+    images, videos = arguments.image, arguments.video
+    if arguments.conversation and (images or videos):
+        raise RequestError("a conversation with images cannot be kept in a file: leave --conversation out.")
+    sight = SightSettings(arguments.image_tokens, arguments.frame_tokens)
     model, _ = load_model(arguments)
     settings = _settings(model, arguments)
     conversation = _conversation(model, arguments)
     for question in _questions(arguments.prompt):
         answer = conversation.ask(
             question, settings, arguments.max_tokens, stop=arguments.stop, thinking=arguments.think, tools=tools,
-            answer_format=answer_format,
+            answer_format=answer_format, images=images, videos=videos, sight=sight,
         )  # fmt: skip
+        images, videos = [], []
         _print(answer)
         print_tool_calls(answer)
         note_cut(answer)

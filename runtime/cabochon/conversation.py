@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,13 @@ from cabochon.backend import CacheRows
 from cabochon.cache_file import read_cache_file, write_cache_file
 from cabochon.constrained_decoding import AnswerFormat
 from cabochon.errors import PackageError, RequestError
-from cabochon.json_dataclass import JsonMismatchError, from_json
+from cabochon.image import ImageSource
+from cabochon.json_dataclass import NOT_IN_JSON, JsonMismatchError, from_json
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.sight import SightSettings
 from cabochon.tools import Tool
+from cabochon.video import VideoSource
 
 if TYPE_CHECKING:
     from cabochon.pipeline import Model
@@ -53,12 +56,15 @@ class Conversation:
         thinking: bool | int = False,
         tools: Sequence[Tool | Callable[..., object] | Mapping[str, Any]] = (),
         answer_format: AnswerFormat | None = None,
+        images: Sequence[ImageSource] = (),
+        videos: Sequence[VideoSource] = (),
+        sight: SightSettings | None = None,
     ) -> Answer:
         """The next turn; see `Model.chat`. It belongs to the conversation when its answer has ended."""
-        messages = (*self._messages, Message("user", question))
+        messages = (*self._messages, Message("user", question, images=images, videos=videos))
         answer = self._model.chat(
             messages, settings, max_tokens, stop=stop, thinking=thinking, conversation=self, tools=tools,
-            answer_format=answer_format,
+            answer_format=answer_format, sight=sight,
         )  # fmt: skip
 
         def pieces() -> Iterator[str]:
@@ -86,11 +92,15 @@ class Conversation:
         """Write it to a file, with its keys and values: some kilobytes a token.
 
         Raises:
-            RequestError: the file cannot be written.
+            RequestError: the file cannot be written, or there are images in the conversation.
         """
+        if any(message.images or message.videos for message in self._messages):
+            raise RequestError("the conversation holds images, which a file cannot keep so far: take them back first.")
         context = self._model.context_of(self)
         tokens, rows = context if context else ([], CacheRows(0, ()))
-        about = json.dumps([asdict(message) for message in self._messages], ensure_ascii=False)
+        kept = [each.name for each in fields(Message) if each.metadata != NOT_IN_JSON]
+        turns = [{name: value for name, value in asdict(each).items() if name in kept} for each in self._messages]
+        about = json.dumps(turns, ensure_ascii=False)
         try:
             write_cache_file(Path(path), self._model.identity, tokens, rows, about)
         except OSError as error:

@@ -19,6 +19,10 @@ class AudioError(CabochonError, ValueError):
     """A sound that cannot be read, is empty, or does not fit the model."""
 
 
+class ImageError(CabochonError, ValueError):
+    """An image or a video that cannot be read, or does not fit the model."""
+
+
 class RequestError(CabochonError, ValueError):
     """A wish that the loaded model cannot fulfil: an unknown language, a prompt that is too long."""
 

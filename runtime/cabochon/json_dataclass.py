@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 Record = TypeVar("Record")
 
+NOT_IN_JSON = {"json": False}
+"""Metadata of a field with a default, which JSON does not hold."""
+
 
 class JsonMismatchError(ValueError):
     """A JSON value that does not fit the dataclass; the message names the place, e.g. `audio.log_mel.hop_length`."""
@@ -46,7 +49,7 @@ def _record(expected: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise JsonMismatchError(f"{place or 'the top level'} is {_kind(value)}, expected an object")
     types_by_name = typing.get_type_hints(expected)
-    names = [field.name for field in fields(expected)]
+    names = [field.name for field in fields(expected) if field.metadata.get("json", True)]
     for name in value:
         if name not in names:
             raise JsonMismatchError(f"unknown key {_join(place, str(name))}")

@@ -1,4 +1,4 @@
-"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text."""
+"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text; images join in."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from cabochon.cache_file import CACHE_FORMAT
 from cabochon.constrained_decoding import AnswerFormat, GrammarReader
 from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
-from cabochon.embedder import open_embedder
-from cabochon.engines import choose_engine, open_session
+from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import AudioError, RequestError
 from cabochon.generation import Generation
 from cabochon.held_context import HeldContext
+from cabochon.image import ScaledImage
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, cache_folder, hash_file, open_package
@@ -37,16 +38,20 @@ from cabochon.prompt import (
     translation_instruction,
 )
 from cabochon.sampling import Sampler, SamplingSettings
+from cabochon.sight import Sight, SightSettings
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.stop_strings import StopStrings
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
 from cabochon.tools import Tool
+from cabochon.video import ScaledVideo
 from cabochon.wav import Sound, read_sound
 from cabochon.written_form import FormReader
 
 SoundSource = str | os.PathLike[str] | Float32Array
 """A sound file, or a mono waveform float32 [samples] at the model's sample rate."""
+
+DEFAULT_SIGHT = SightSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,15 @@ class _Prompt:
     prefix: int
     """Tokens that many prompts begin with."""
     audio_embeddings: Float32Array | None
+    image_embeddings: Float32Array | None
+    marks: tuple[int, ...]
+    """Of the tokens of images: no two images have the same."""
     conversation: Conversation | None = None
+
+    def contents(self, image_token: int | None) -> tuple[int, ...]:
+        """The tokens, but for those of images, which become their marks."""
+        marks = iter(self.marks)
+        return tuple(next(marks) if token == image_token else token for token in self.tokens)
 
 
 class Model:
@@ -76,6 +89,8 @@ class Model:
         """Whose context is held."""
         vocabulary_size, stop_tokens = package.manifest.text.vocabulary_size, package.manifest.sampling.stop_tokens
         self._forms = FormReader(self._tokenizer, GrammarReader(self._tokenizer, vocabulary_size, stop_tokens))
+        vision = package.manifest.vision
+        self._sight = Sight(vision, lambda: open_vision_encoder(package, engine, settings)) if vision else None
         self._answers_started = 0
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
@@ -144,6 +159,7 @@ class Model:
         tools: Sequence[Tool | Callable[..., object] | Mapping[str, Any]] = (),
         tool_choice: str = "auto",
         answer_format: AnswerFormat | None = None,
+        sight: SightSettings | None = None,
     ) -> Answer:
         """Continue a conversation; without settings, with the checkpoint's own sampling.
 
@@ -159,6 +175,7 @@ class Model:
             tool_choice: `auto`, `none`, `required` (some call is written, whatever the model thinks), or the name of
                 the one tool that is to be called.
             answer_format: what the answer keeps to, unless it is cut (`Statistics.complete` is False then).
+            sight: how finely to look at images and videos of the messages.
 
         Raises:
             RequestError: what is asked for cannot be; nothing has run then.
@@ -171,7 +188,8 @@ class Model:
         settings = settings or SamplingSettings.of_checkpoint(self.package.manifest.sampling)
         form = self._forms.read(tools, tool_choice, answer_format)
         wish = Generation(settings, max_tokens, (stop,) if isinstance(stop, str) else tuple(stop), thinking, form)
-        return self._answer(messages, None if sound is None else self._hear(sound), wish, conversation=conversation)
+        clip = None if sound is None else self._hear(sound)
+        return self._answer(messages, clip, wish, conversation=conversation, sight=sight or DEFAULT_SIGHT)
 
     def start_conversation(self, system: str | None = None) -> Conversation:
         """One whose turns are not run again, and which can be copied, taken back and saved."""
@@ -216,22 +234,30 @@ class Model:
         *,
         keep_prefix: bool = False,
         conversation: Conversation | None = None,
+        sight: SightSettings = DEFAULT_SIGHT,
     ) -> Answer:
         statistics = Statistics()
         note = ""
-        audio_embeddings = None
+        audio_embeddings = image_embeddings = None
+        seen = self._look(messages, sight)
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
             started = time.perf_counter()
             audio_embeddings = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
         count = 0 if audio_embeddings is None else len(audio_embeddings)
-        tokens = self._prompts.write(messages, count, wish.form.tools, thinking=wish.thinking is not False)
+        tokens = self._prompts.write(messages, count, wish.form.tools, seen, thinking=wish.thinking is not False)
+        marks: tuple[int, ...] = ()
+        if seen and self._sight is not None:
+            require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
+            started = time.perf_counter()
+            image_embeddings, marks = self._sight.encode(seen)
+            statistics.encode_seconds += time.perf_counter() - started
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
         thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
-        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, conversation)
+        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, image_embeddings, marks, conversation)
         return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts, wish.form.calls)
 
     def _hear(self, sound: SoundSource) -> Sound:
@@ -248,6 +274,15 @@ class Model:
                 "floating-point samples, all of them in [-1, 1]."
             )
         return Sound(sound.astype(np.float32), audio.sample_rate, "")
+
+    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[ScaledImage | ScaledVideo]:
+        if self._sight is not None:
+            return self._sight.read(messages, settings)
+        if any(message.images or message.videos for message in messages) or settings != DEFAULT_SIGHT:
+            raise RequestError(
+                "the package has no vision encoder: convert a checkpoint that sees, without --no-vision or --text-only."
+            )
+        return []
 
     def _encode(self, clip: Sound) -> Float32Array:
         """wav → frames → audio encoder: embeddings [tokens, hidden]."""
@@ -280,10 +315,10 @@ class Model:
             started = time.perf_counter()
             require_room(decoder, len(tokens))
             start = self._begin(prompt)
-            rest = self._embedder.embed(tokens[start:], self.package.manifest.audio, prompt.audio_embeddings)
+            rest = self._embed_from(start, prompt)
             logits = prefill(decoder, rest, start)
             if prompt.audio_embeddings is None:
-                self._context.was_run(tokens)
+                self._context.was_run(prompt.contents(self._image_token))
             statistics.prefill_seconds = time.perf_counter() - started
         yield from self._decoded(logits, len(tokens), wish, statistics, turn, thoughts, tokens)
 
@@ -312,10 +347,25 @@ class Model:
     def _begin(self, prompt: _Prompt) -> int:
         """From which position on a prompt has to be run: what the decoder holds of it is kept."""
         if prompt.audio_embeddings is None:
-            return self._context.keep(prompt.tokens)
+            return self._context.keep(prompt.contents(self._image_token))
         self._context.forget()
         self._prefixes.run(prompt.tokens[: prompt.prefix])
         return prompt.prefix
+
+    @property
+    def _image_token(self) -> int | None:
+        vision = self.package.manifest.vision
+        return vision.soft_token if vision else None
+
+    def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
+        """The part of a prompt that is to be run."""
+        manifest, images = self.package.manifest, prompt.image_embeddings
+        if images is not None:
+            left = images[prompt.tokens[:start].count(self._image_token) :]
+            images = left if len(left) else None
+        return self._embedder.embed(
+            prompt.tokens[start:], manifest.audio, prompt.audio_embeddings, manifest.vision, images
+        )
 
     def _decoded(
         self,

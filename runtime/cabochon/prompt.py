@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.image import ImageSource, ScaledImage
+from cabochon.json_dataclass import NOT_IN_JSON
 from cabochon.languages import language_name
 from cabochon.manifest import Prompts
 from cabochon.package import Package
@@ -14,8 +17,11 @@ from cabochon.tokenizer import Tokenizer
 from cabochon.tool_calls import CALL_BEGINS
 from cabochon.tool_messages import join_tool_turns, template_calls, template_tools
 from cabochon.tools import Tool, ToolCall
+from cabochon.video import ScaledVideo, VideoSource
 
 ROLES = ("system", "user", "assistant", "tool")
+VIDEO_PLACEHOLDER = "<|video|>"
+"""What Gemma 4's templates write for a video: no key of a checkpoint names it (transformers 5.23, Gemma4Processor)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +37,15 @@ class Message:
     """That the assistant made."""
     tool_name: str = ""
     """Of the function that came back with the text, which may be JSON."""
+    images: Sequence[ImageSource] = field(default=(), metadata=NOT_IN_JSON)
+    """They precede the text, as Gemma 4 was trained."""
+    videos: Sequence[VideoSource] = field(default=(), metadata=NOT_IN_JSON)
+    """They follow the images."""
 
     def __post_init__(self) -> None:
+        for name in ("images", "videos"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise RequestError(f"{name} of a message are a {type(getattr(self, name)).__name__}, expected a list.")
         if self.role not in ROLES:
             raise RequestError(f"a message has the role {self.role!r}, expected one of {', '.join(ROLES)}.")
         if (self.role == "tool") != bool(self.tool_name):
@@ -133,25 +146,67 @@ class PromptWriter:
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
         self._audio = manifest.audio
+        self._vision = manifest.vision
 
     def write(
-        self, messages: Sequence[Message], audio_tokens: int = 0, tools: Sequence[Tool] = (), *, thinking: bool = False
+        self,
+        messages: Sequence[Message],
+        audio_tokens: int = 0,
+        tools: Sequence[Tool] = (),
+        seen: Sequence[ScaledImage | ScaledVideo] = (),
+        *,
+        thinking: bool = False,
     ) -> list[int]:
         """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end.
 
+        Args:
+            messages: of the conversation.
+            audio_tokens: of its one clip.
+            seen: its images and videos in order, each with a place of its own.
+            thinking: whether the model may think before it answers.
+
         Raises:
-            RequestError: the template refuses the conversation, or does not know thoughts or tools.
+            RequestError: the template refuses the conversation, or does not know thoughts, tools, images or videos.
         """
         quote = self._tokenizer.break_control_tokens
         text = self._template.render(messages, tools, quote, thinking=thinking)
         if thinking and text == self._template.render(messages, tools, quote):
             raise RequestError("the model's chat template knows no thoughts: ask without thinking.")
-        tokens = self._tokenizer.encode(text)
+        tokens = self._tokenizer.encode(self._with_places(text, seen) if self._vision else text)
         if self._audio is None or audio_tokens == 0:
             return tokens
         audio = self._audio
         clip = [audio.begin_token, *[audio.soft_token] * audio_tokens, audio.end_token]
         return [written for token in tokens for written in (clip if token == audio.soft_token else [token])]
+
+    def _with_places(self, text: str, seen: Sequence[ScaledImage | ScaledVideo]) -> str:
+        """A rendered conversation whose placeholders became the text of begin, soft tokens and end, like transformers'
+        Gemma4Processor.replace_image_token and replace_video_token; a frame counts as an image.
+        """
+        vision = self._vision
+        assert vision is not None  # nothing is seen without
+        begin, soft, end = map(self._tokenizer.token_text, (vision.begin_token, vision.soft_token, vision.end_token))
+        placeholders = [soft, *([VIDEO_PLACEHOLDER] if any(isinstance(each, ScaledVideo) for each in seen) else [])]
+        pattern = "|".join(map(re.escape, placeholders))
+        found = re.findall(pattern, text)
+        if found != [VIDEO_PLACEHOLDER if isinstance(each, ScaledVideo) else soft for each in seen]:
+            raise RequestError(
+                f"the prompt has {len(found)} places for images and videos, expected {len(seen)}: "
+                f"the chat template has none for them, or a text holds {soft} or {VIDEO_PLACEHOLDER}."
+            )
+        written = []
+        for each in seen:
+            if isinstance(each, ScaledImage):
+                written.append(begin + soft * each.tokens + end)
+            else:
+                frames = zip(each.frames, each.seconds, strict=True)
+                written.append(" ".join(f"{_clock(at)} {begin}{soft * frame.tokens}{end}" for frame, at in frames))
+        between = re.split(pattern, text)
+        return "".join(part for pair in zip(between, [*written, ""], strict=True) for part in pair)
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
 
 
 def _template_message(message: Message, quote: Callable[[str], str]) -> dict[str, Any]:
@@ -160,9 +215,11 @@ def _template_message(message: Message, quote: Callable[[str], str]) -> dict[str
         return {"role": message.role, "content": message.text, "tool_calls": calls}
     if message.tool_name:
         return {"role": message.role, "content": message.text, "name": quote(message.tool_name)}
-    if not message.has_audio:
+    if not (message.has_audio or message.images or message.videos):
         return {"role": message.role, "content": message.text}
-    return {"role": message.role, "content": [{"type": "text", "text": message.text}, {"type": "audio"}]}
+    parts: list[dict[str, str]] = [{"type": "image"}] * len(message.images) + [{"type": "video"}] * len(message.videos)
+    parts += [{"type": "text", "text": message.text}] + [{"type": "audio"}] * message.has_audio
+    return {"role": message.role, "content": parts}
 
 
 def _on_one_line(error: Exception) -> str:

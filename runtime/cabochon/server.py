@@ -264,7 +264,7 @@ async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings:
                     path.write_bytes(content)
                 answer = model.chat(
                     messages, sampling, longest, None if content is None else path,
-                    tools=declared, tool_choice=choice, answer_format=form,
+                    tools=declared, tool_choice=choice, answer_format=form, sight=request.sight(),
                 )  # fmt: skip
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), "the sound")) from None

@@ -13,8 +13,11 @@ from cabochon.errors import RequestError
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
 from cabochon.server_tools import MAX_TOOLS, ChoiceOfTools, GivenToolCall, ResponseFormat, ToolDeclaration
+from cabochon.sight import SightSettings
 
 MAX_TEXT = 1_000_000
+MAX_IMAGES = 32
+"""Of a conversation: a small file may hold many pixels, each of which takes its time."""
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
 
 
@@ -55,11 +58,44 @@ class AudioPart(_Request):
     input_audio: InputAudio
 
 
+class ImageUrl(_Request):
+    """An image in a data URI."""
+
+    url: str
+
+    def content(self) -> bytes:
+        """Its bytes.
+
+        Raises:
+            RequestError: it is somewhere else, or not base64.
+        """
+        head, comma, data = self.url.partition(",")
+        if head[:5].lower() != "data:":
+            raise RequestError(
+                "image_url.url is not a data URI: this server fetches nothing, so send data:image/jpeg;base64,…."
+            )
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestError("image_url.url is not in base64: expected data:image/jpeg;base64,….")
+        try:
+            return base64.b64decode(data, validate=True)
+        except (binascii.Error, ValueError):
+            raise RequestError("image_url.url is not base64.") from None
+
+
+class ImagePart(_Request):
+    """A piece of a message that is an image."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
 class ChatMessage(_Request):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[TextPart | AudioPart, Field(discriminator="type")]] | None = Field(default="")
+    content: str | list[Annotated[TextPart | AudioPart | ImagePart, Field(discriminator="type")]] | None = Field(
+        default=""
+    )
     tool_calls: list[GivenToolCall] | None = None
     tool_call_id: str | None = None
 
@@ -73,6 +109,15 @@ class ChatMessage(_Request):
         """Its sounds."""
         parts = self.content if isinstance(self.content, list) else []
         return [part.input_audio for part in parts if isinstance(part, AudioPart)]
+
+    def images(self) -> list[bytes]:
+        """Its images.
+
+        Raises:
+            RequestError: see `ImageUrl.content`.
+        """
+        parts = self.content if isinstance(self.content, list) else []
+        return [part.image_url.content() for part in parts if isinstance(part, ImagePart)]
 
 
 class ChatRequest(_Request):
@@ -90,6 +135,8 @@ class ChatRequest(_Request):
     tools: list[ToolDeclaration] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: ChoiceOfTools | None = None
     response_format: ResponseFormat | None = None
+    image_tokens: int | None = Field(default=None, ge=1)
+    """An addition to OpenAI's: tokens at most of an image."""
 
     def longest_answer(self, most: int) -> int:
         """Tokens, at most so many."""
@@ -113,7 +160,8 @@ class ChatRequest(_Request):
             quote: what every text goes through, so that it becomes no control token.
 
         Raises:
-            RequestError: a tool's message belongs to no call, or a call has arguments that are no JSON object.
+            RequestError: a tool's message belongs to no call, a call has arguments that are no JSON object, there are
+                too many images, or one is not in the request.
         """
         names: dict[str, str] = {}
         messages = []
@@ -131,10 +179,17 @@ class ChatRequest(_Request):
             messages.append(
                 Message(
                     role, text, bool(message.sounds()), tuple(call.call() for call in calls),
-                    name if role == "tool" else "",
+                    name if role == "tool" else "", message.images(),
                 )
             )  # fmt: skip
+        count = sum(len(message.images) for message in messages)
+        if count > MAX_IMAGES:
+            raise RequestError(f"the conversation has {count} images, expected at most {MAX_IMAGES}.")
         return messages
+
+    def sight(self) -> SightSettings:
+        """How finely to look at images."""
+        return SightSettings(image_tokens=self.image_tokens or 0)
 
     def sampling(self, default: SamplingSettings) -> SamplingSettings:
         """As asked for, or else the checkpoint's own."""
