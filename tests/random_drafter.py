@@ -57,7 +57,7 @@ def drafter_config(
         "centroid_intermediate_top_k": chosen,
         "model_type": "gemma4_assistant",
         "num_centroids": clusters or 1,
-        "text_config": {key: text[key] for key in SHARED_KEYS} | own | text_changes,
+        "text_config": {key: text[key] for key in SHARED_KEYS if key in text} | own | text_changes,
         "tie_word_embeddings": True,
         "use_ordered_embeddings": bool(clusters),
     }
