@@ -5,8 +5,9 @@ a run where it is what was chosen. So an answer is that of `decode`, token for t
 grammars, and sampled with a seed, too: the distribution is the decoder's. The drafter chooses with a copy of the
 sampler that has the same random numbers to come, so that likely drafts are met where it is sampled as well.
 
-What can differ is how a run of several positions is rounded. Where the largest logits are closer than that, and
-`sampling.NEAR_TIE` does not decide, another token may come; floating-point packages were never seen to do so.
+What can differ is how a run of several positions is rounded. Packages of floating point were never seen to give another
+answer; where activations are rounded to 8 bits, a choice between almost equally likely tokens may fall otherwise (one
+answer in 200 of models/tiny to random tokens).
 """
 
 from __future__ import annotations
@@ -14,19 +15,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+
+import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import Decoder, Drafter
+from cabochon.backend import Decoder, Drafter, Guess
 from cabochon.draft_length import DraftCounts, DraftLength
 from cabochon.embedder import Embedder
-
-
-class Chooser(Protocol):
-    """Chooses each token of an answer once, in order."""
-
-    def choose(self, logits: Float32Array) -> int:
-        """The next token, from raw logits [vocabulary], which may be changed."""
+from cabochon.thinking import TokenChooser
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +32,14 @@ class Speculation:
     drafter: Drafter
     length: DraftLength
     counts: DraftCounts
-    guesser: Callable[[], Chooser]
+    guesser: Callable[[], TokenChooser]
     """Gives what chooses from the drafter's logits in the round that begins."""
 
 
 def decode_with_drafts(
     decoder: Decoder,
     embedder: Embedder,
-    chooser: Chooser,
+    chooser: TokenChooser,
     speculation: Speculation,
     logits: Float32Array,
     position: int,
@@ -97,8 +93,15 @@ def _draft(
         guesser = speculation.guesser()
     for _ in range(count):
         guess = speculation.drafter.guess(embedder.tokens.look_up([token])[0], hidden)
-        choice = guesser.choose(guess.logits)
-        token = choice if guess.candidates is None else int(guess.candidates[choice])
+        token = _choose(guesser, guess)
         drafts.append(token)
         hidden = guess.hidden
     return drafts
+
+
+def _choose(guesser: TokenChooser, guess: Guess) -> int:
+    if guess.candidates is None:
+        return guesser.choose(guess.logits)
+    # In the vocabulary's order, or a random number would stand for another token than among all.
+    order = np.argsort(guess.candidates)
+    return int(guess.candidates[order[guesser.choose(guess.logits[order])]])
