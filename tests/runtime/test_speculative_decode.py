@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -221,7 +221,7 @@ def test_sampled_answers_have_the_distribution_of_the_model(settings: SamplingSe
     """Pairs of neighbours in answers of 16 tokens, against the chain itself."""
     pairs, counts = np.zeros((5, 5)), DraftCounts()
     for seed in range(700):
-        seeded = SamplingSettings(settings.temperature, settings.top_k, settings.top_p, seed)
+        seeded = replace(settings, seed=seed)
         answers = []
         for drafts in (0, 3):
             decoder = ChainDecoder(100)
