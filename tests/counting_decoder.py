@@ -32,7 +32,8 @@ class CountingDecoder:
         self.held = self.held[:position] + inputs_embeds[:, 0].tolist()
         self.logits_given.append(logits_to_keep)
         logits = np.zeros((logits_to_keep, VOCABULARY), np.float32)
-        logits[-1:, int(inputs_embeds[-1, 0]) + 1] = 1
+        for row, number in zip(logits, inputs_embeds[len(inputs_embeds) - logits_to_keep :, 0], strict=True):
+            row[int(number) + 1] = 1
         return logits
 
     def read_caches(self, end: int) -> CacheRows:

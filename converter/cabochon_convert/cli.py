@@ -72,6 +72,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text-only", action="store_true", help="leave the audio and the vision encoder out")
     parser.add_argument("--no-vision", action="store_true", help="leave the vision encoder out")
+    parser.add_argument(
+        "--drafter",
+        metavar="CHECKPOINT",
+        help="put a drafter (MTP) into the package, which makes answers come faster: folder or hub id of a model named "
+        "...-it-assistant",
+    )
+    parser.add_argument("--drafter-revision", help="branch, tag or commit of a drafter on the hub")
     parser.add_argument("--replace", action="store_true", help="replace a package that exists")
     parser.add_argument(
         "--verify",
@@ -163,6 +170,9 @@ def _convert(arguments: argparse.Namespace) -> int:
             if recipe.is_calibrated
             else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
         )
+    if arguments.target == "litert" and arguments.drafter is not None:
+        raise RequestError("--drafter is for the target onnx only: leave it out.")
+    drafter = _drafter(arguments)
     source = _source(arguments)
     started = time.perf_counter()
     with ProgressBars() as progress:
@@ -173,6 +183,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             text_only=arguments.text_only,
             without_vision=arguments.no_vision,
             replace=arguments.replace,
+            drafter=drafter,
             calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
         )
         conversion = convert_checkpoint(source, arguments.output, settings, progress)
@@ -227,6 +238,16 @@ def _source(arguments: argparse.Namespace) -> CheckpointSource:
     # The adapter is small, so that what is wrong with it is found before a model of gigabytes is fetched.
     adapter = find_adapter(arguments.lora, arguments.lora_revision) if arguments.lora is not None else None
     return replace(find_source(arguments.checkpoint, arguments.revision), adapter=adapter)
+
+
+def _drafter(arguments: argparse.Namespace) -> CheckpointSource | None:
+    from cabochon_convert.source import find_source
+
+    if arguments.drafter is None:
+        if arguments.drafter_revision is not None:
+            raise RequestError(f"--drafter-revision {arguments.drafter_revision} is for a drafter: name it, too.")
+        return None
+    return find_source(arguments.drafter, arguments.drafter_revision, option="--drafter-revision")
 
 
 def _evaluation_data(arguments: argparse.Namespace) -> EvaluationData | None:

@@ -25,6 +25,7 @@ from cabochon.package import Package
 from cabochon_convert.audio_frontend import AudioFrontend, read_audio_frontend
 from cabochon_convert.checkpoint import Checkpoint, hash_checkpoint, read_json
 from cabochon_convert.config import ModelConfig, read_config
+from cabochon_convert.drafter_source import DrafterSource, open_drafter
 from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.lora import hash_adapter
 from cabochon_convert.matrices import ACCURACY_LEVEL, LinearSettings
@@ -72,6 +73,7 @@ class EngineBuilder(Protocol):
         settings: LinearSettings,
         folder: Path,
         progress: Progress,
+        drafter: DrafterSource | None = None,
     ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
         """Returns what the manifest says about it, and how each matrix was stored."""
 
@@ -95,6 +97,8 @@ class ConversionSettings:
     """Of MatMulNBits; 0 keeps activations in float32, which is slow and exact."""
     calibration: InputMeasure | None = None
     """Measures the inputs of linear layers; needed by recipes with the algorithm "gptq"."""
+    drafter: CheckpointSource | Path | None = None
+    """The checkpoint of a drafter to put into the package."""
 
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
@@ -103,6 +107,8 @@ class ConversionSettings:
             raise ValueError(f"expected one of the targets {', '.join(ENGINES)}, got {self.target!r}")
         if self.target == "litert" and (self.recipe.is_calibrated or self.recipe.keeps_integers):
             raise ValueError(f"the recipe {self.recipe.name} is not for litert")
+        if self.target == "litert" and self.drafter is not None:
+            raise ValueError("drafters are not for litert")
         if self.recipe.is_calibrated and self.calibration is None:
             raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 
@@ -159,6 +165,7 @@ def convert_checkpoint(
         read_image_frontend(checkpoint.folder, config.vision) if config.vision else None,
     )
     check_prompts(tokenizer, chat_template, config)
+    drafter = open_drafter(settings.drafter, config.text, progress.advance) if settings.drafter else None
     recipe = settings.recipe.for_layers(config.text.sharing_layers, config.text.layers_with_keys_as_values)
     settings = replace(settings, recipe=recipe)
     _refuse_overlap(origin, folder)
@@ -199,7 +206,7 @@ def convert_checkpoint(
         )
         with _second_moments(Package(beside, draft), origin, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
-            engine, applied = build_engine(checkpoint, config, draft, linear_settings, beside, progress)
+            engine, applied = build_engine(checkpoint, config, draft, linear_settings, beside, progress, drafter)
         progress.start("hashing the package", _folder_size(beside), "B")
         manifest = replace(
             draft,

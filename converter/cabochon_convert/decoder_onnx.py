@@ -10,6 +10,7 @@ capacity of the full caches, W that of the sliding ones):
     logits_to_keep    int64 [1]                         K
     past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer
     logits            float32 [1, K, vocabulary]        before the soft cap
+    hidden_states     float32 [1, K, hidden]            behind the last norm; only where a drafter reads them
 
 Where all caches of a kind have one head, only what the run can see is bound, as its layers read all that they get: C is
 total_length, W is window_length, and at most the window before the first position and the run itself.
@@ -56,12 +57,14 @@ def build_decoder(
     settings: LinearSettings,
     context_length: int,
     path: Path,
+    *,
+    gives_hidden_states: bool = False,
 ) -> BuiltDecoder:
     """Write the decoder graph to `path` and its weights beside it, one matrix in memory at a time."""
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, settings)
         builder = _DecoderBuilder(graph, writer, checkpoint, config, context_length)
-        caches, head = builder.build()
+        caches, head = builder.build(gives_hidden_states=gives_hidden_states)
         return BuiltDecoder(graph.finish(), caches, head, writer.applied)
 
 
@@ -76,7 +79,7 @@ class _DecoderBuilder:
         self._context_length = context_length
         self._attention_writer = AttentionWriter(graph, config)
 
-    def build(self) -> tuple[tuple[KeyValueCache, ...], StoredMatrix]:
+    def build(self, *, gives_hidden_states: bool) -> tuple[tuple[KeyValueCache, ...], StoredMatrix]:
         graph, config = self._graph, self._config
         width = len(config.layers) * config.per_layer_input_size
         hidden = graph.input("inputs_embeds", "float32", (1, "S", config.hidden_size))
@@ -95,10 +98,13 @@ class _DecoderBuilder:
             hidden = self._layer(index, layer, hidden, per_layer[index])
         if owners == len(config.layers):
             hidden = self._keep_last(hidden)
-        normed = self._norm(hidden, "norm.weight", config.hidden_size, "final_norm")
+        last = "hidden_states" if gives_hidden_states else "final_norm"
+        normed = self._norm(hidden, "norm.weight", config.hidden_size, last)
         tensor = EMBEDDING if config.ties_embeddings else HEAD
         head = self._writer.head(normed, MatrixRows.whole(tensor, config.vocabulary_size, config.hidden_size), "logits")
         graph.output("logits", "float32", (1, "K", config.vocabulary_size))
+        if gives_hidden_states:
+            graph.output(last, "float32", (1, "K", config.hidden_size))
         return tuple(self._attention_writer.caches), head
 
     def _declare_lengths(self) -> None:

@@ -19,6 +19,7 @@ from cabochon_convert.audio_encoder_litert import (
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature
+from cabochon_convert.drafter_source import DrafterSource
 from cabochon_convert.embedder_litert import build_embedder, table_of_matrix
 from cabochon_convert.flatbuffer_litert import describe_graph
 from cabochon_convert.matrices import LinearSettings
@@ -44,8 +45,11 @@ def build_litert_engine(
     settings: LinearSettings,
     folder: Path,
     progress: Progress,
+    drafter: DrafterSource | None = None,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write LiteRT graphs into a folder; returns what the manifest says about them."""
+    if drafter is not None:
+        raise ValueError("drafters are not for litert")
     text, context_length = config.text, draft.text.context_length
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")

@@ -10,6 +10,8 @@ from cabochon_convert.audio_encoder_onnx import build_audio_encoder
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.config import ModelConfig
 from cabochon_convert.decoder_onnx import BuiltDecoder, build_decoder
+from cabochon_convert.drafter_onnx import build_drafter
+from cabochon_convert.drafter_source import DrafterSource
 from cabochon_convert.embeddings import stored_precision, table_of_head, write_table
 from cabochon_convert.genai_onnx import write_genai
 from cabochon_convert.matrices import LinearSettings, apply_precision
@@ -27,12 +29,16 @@ def build_onnx_engine(
     settings: LinearSettings,
     folder: Path,
     progress: Progress,
+    drafter: DrafterSource | None = None,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write ONNX graphs and tables into a folder; returns what the manifest says about them."""
     text = config.text
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight")) if text.per_layer_input_size else 0
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    decoder = build_decoder(checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx")
+    decoder = build_decoder(
+        checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx",
+        gives_hidden_states=drafter is not None,
+    )  # fmt: skip
     token_table = _token_table(checkpoint, config, settings, decoder, folder)
     per_layer_table = None
     if text.per_layer_input_size:
@@ -54,6 +60,11 @@ def build_onnx_engine(
         path, limit = folder / "vision_encoder.onnx", draft.vision.position_limit
         vision_encoder = build_vision_encoder(checkpoint, config.vision, limit, text.hidden_size, settings, path)
         applied |= vision_encoder.applied
+    built_drafter = None
+    if drafter is not None:
+        progress.start("drafter", drafter.checkpoint.size, "B")
+        built_drafter = build_drafter(drafter.checkpoint, drafter.config, settings, folder / "drafter.onnx")
+        applied |= built_drafter.applied
     for tensor, table in ((EMBEDDING, token_table), (PER_LAYER_EMBEDDING, per_layer_table)):
         if table is not None:
             precision = settings.precision(tensor, (table.rows, table.columns))
@@ -67,6 +78,7 @@ def build_onnx_engine(
         vision_projector=None,
         token_embeddings=token_table,
         per_layer_embeddings=per_layer_table,
+        drafter=drafter.describe(built_drafter.graph) if drafter and built_drafter else None,
     )
     write_genai(draft, engine, text, folder)
     return engine, tuple(applied[name] for name in sorted(applied))

@@ -61,6 +61,9 @@ def write_genai(manifest: Manifest, engine: Engine, config: TextConfig, folder: 
     graph.input.extend(
         [helper.make_tensor_value_info(name, TensorProto.INT64, [1, size]) for name, size in _GENAI_INPUTS] + inputs
     )
+    outputs = [value for value in graph.output if value.name != "hidden_states"]
+    del graph.output[:]
+    graph.output.extend(outputs)
     for value in (*graph.input, *graph.output):
         _unify_capacity(value)
     (logits,) = (value for value in graph.output if value.name == "logits")

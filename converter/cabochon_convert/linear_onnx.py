@@ -46,6 +46,10 @@ class LinearWriter:
         self._rounded: set[str] = set()
         self.applied: dict[str, AppliedPrecision] = {}
 
+    def precision(self, tensor: str, shape: tuple[int, int]) -> Precision:
+        """How a matrix is to be stored."""
+        return self._settings.precision(tensor, shape)
+
     def linear(self, x: str, matrix: MatrixRows, output: str) -> str:
         """x [..., inputs] times the transposed matrix: [..., rows]."""
         self.head(x, matrix, output)

@@ -64,18 +64,19 @@ def open_source(source: CheckpointSource | Path, on_read: Callable[[int], None] 
     return merge_adapter(checkpoint, adapter, ties_embeddings=config.get("tie_word_embeddings", True) is not False)
 
 
-def find_source(place: str, revision: str | None = None) -> CheckpointSource:
+def find_source(place: str, revision: str | None = None, option: str = "--revision") -> CheckpointSource:
     """The checkpoint that a user named: a folder, else the hub's id of a model, which is downloaded or in the cache.
 
     Args:
         place: path or id.
         revision: branch, tag or commit of the hub's repository; None for its main branch.
+        option: that the user names the revision with.
 
     Raises:
         CheckpointError: no folder and no id, or the hub does not give the model away.
         RequestError: a revision of a folder.
     """
-    if _is_local(place, revision, "--revision", "google/gemma-4-E2B-it"):
+    if _is_local(place, revision, option, "google/gemma-4-E2B-it"):
         return local_source(Path(place))
     # Whoever converts a folder needs no library for the hub.
     from cabochon_convert.hub import download_checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cabochon.draft_length import DraftCounts
 from cabochon.errors import CabochonError
 from cabochon.manifest import Prompts
 from cabochon.prompt import split_translation
@@ -26,6 +27,14 @@ class Statistics:
     decode_seconds: float = 0.0
     complete: bool = False
     """The model ended its answer itself; False while it comes and when it was cut at the longest length allowed."""
+
+    drafts: DraftCounts | None = None
+    """What a drafter contributed; None without one."""
+
+    @property
+    def draft_speed_up(self) -> float:
+        """How many times as fast the answer came as by runs of one token; 0 where there was none to compare with."""
+        return self.tokens_per_second * self.drafts.plain_seconds if self.drafts else 0.0
 
     @property
     def total_seconds(self) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from cabochon.arrays import Float32Array
 from cabochon.errors import RequestError
@@ -149,6 +150,37 @@ class Decoder(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """What a drafter says about the next token."""
+
+    logits: Float32Array
+    """[candidates]"""
+    candidates: npt.NDArray[np.int64] | None
+    """Tokens that the logits are of; None where they are all tokens, in order."""
+    hidden: Float32Array
+    """[hidden], for the guess after it."""
+
+
+class Drafter(Protocol):
+    """A small model that reads the decoder's caches and hidden states, and guesses what comes next."""
+
+    @property
+    def hidden_states(self) -> Float32Array:
+        """Of the positions that the decoder's last run gave logits for: [positions, hidden], valid until the next."""
+
+    def start(self, position: int) -> None:
+        """From now on, guess what follows the token at a position, from the caches of all before it."""
+
+    def guess(self, embedding: Float32Array, hidden: Float32Array) -> Guess:
+        """The next token.
+
+        Args:
+            embedding: of the last token [hidden], scaled as for the decoder.
+            hidden: the decoder's behind the position before it, or that of the last guess.
+        """
+
+
 class AudioEncoderStream(Protocol):
     """The audio encoder for one sound that comes piece by piece."""
 
@@ -191,3 +223,4 @@ class Session:
     audio_encoder: AudioEncoder | None
     library: str
     """What runs them, with its version: another one rounds differently."""
+    drafter: Drafter | None = None

@@ -12,6 +12,7 @@ from cabochon.arrays import Float32Array
 from cabochon.backend import (
     CacheRows,
     EngineSettings,
+    Guess,
     Session,
     choose_capacity,
     kinds_bound_exactly,
@@ -20,7 +21,7 @@ from cabochon.backend import (
     rows_needed,
 )
 from cabochon.errors import PackageError, RequestError, missing_dependency
-from cabochon.manifest import Engine, KeyValueCache, TextModel
+from cabochon.manifest import DrafterModel, Engine, KeyValueCache, TextModel
 from cabochon.package import Package
 from cabochon.sliding_cache import SlidingCaches, sliding_capacity
 from cabochon.vision_model import VisionModel
@@ -38,7 +39,10 @@ def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = OnnxAudioEncoder(package.path(engine.audio_encoder.file), settings)
-    return Session(decoder, encoder, f"onnxruntime {onnxruntime.__version__}")
+    drafter = None
+    if engine.drafter is not None:
+        drafter = OnnxDrafter(_load(package.path(engine.drafter.graph.file), settings), engine.drafter, decoder)
+    return Session(decoder, encoder, f"onnxruntime {onnxruntime.__version__}", drafter)
 
 
 def open_onnx_vision_encoder(package: Package, settings: EngineSettings) -> OnnxVisionEncoder:
@@ -76,6 +80,9 @@ class OnnxDecoder:
         _bind_input(self._binding, "logits_to_keep", self._logits_to_keep)
         self._positions = 0
         self._inputs_embeds = self._per_layer_inputs = self._logits = np.zeros((0, 0), np.float32)
+        self._gives_hidden_states = engine.drafter is not None
+        self.hidden_states: Float32Array = self._logits
+        """See `Drafter.hidden_states`; only where the package has a drafter."""
 
     @property
     def capacity(self) -> int:
@@ -135,6 +142,17 @@ class OnnxDecoder:
             for buffer in pair:
                 buffer[0, :, held] = next(given)
 
+    def seen_rows(self, layer: int, end: int) -> tuple[Float32Array, Float32Array]:
+        """Keys and values [1, heads, rows, head size] of a layer's cache: as much of what is before a position as its
+        window shows. Views where there is one head, else copies, because rows of several do not lie together.
+        """
+        index = next(index for index, cache in enumerate(self._caches) if cache.layer == layer)
+        cache, held = self._caches[index], slice(0, end)
+        if cache.window and self._sliding is not None:
+            held = self._sliding.rows_before(end, min(cache.window, self._sliding.held_before(end)))
+        keys, values = (np.ascontiguousarray(buffer[:, :, held]) for buffer in self._buffers[index])
+        return keys, values
+
     def _rows_of(self, cache: KeyValueCache) -> int:
         return sliding_capacity(cache.window, self._capacity) if cache.window else self._capacity
 
@@ -181,8 +199,40 @@ class OnnxDecoder:
         if text.per_layer_input_size:
             _bind_input(self._binding, "per_layer_inputs", self._per_layer_inputs)
         _bind_output(self._binding, "logits", logits)
+        if self._gives_hidden_states:
+            hidden_states = np.empty((1, logits_to_keep, text.hidden_size), np.float32)
+            _bind_output(self._binding, "hidden_states", hidden_states)
+            self.hidden_states = hidden_states[0]
         self._logits = logits[0]
         self._positions = count
+
+
+class OnnxDrafter:
+    """See `Drafter`; it reads the buffers of a decoder's caches where they lie."""
+
+    def __init__(self, session: Any, model: DrafterModel, decoder: OnnxDecoder) -> None:
+        self._session = session
+        self._cache_layers = model.cache_layers
+        self._decoder = decoder
+        self._names = [output.name for output in session.get_outputs()]
+        self._feeds: dict[str, np.ndarray] = {}
+
+    @property
+    def hidden_states(self) -> Float32Array:
+        """See `Drafter.hidden_states`."""
+        return self._decoder.hidden_states
+
+    def start(self, position: int) -> None:
+        """See `Drafter.start`."""
+        self._feeds = {"position": np.array([position])}
+        for kind, layer in self._cache_layers.items():
+            self._feeds[f"keys_{kind}"], self._feeds[f"values_{kind}"] = self._decoder.seen_rows(layer, position)
+
+    def guess(self, embedding: Float32Array, hidden: Float32Array) -> Guess:
+        """See `Drafter.guess`."""
+        states = {"embedding": embedding[None, None], "hidden": hidden[None, None]}
+        outputs = dict(zip(self._names, self._session.run(self._names, self._feeds | states), strict=True))
+        return Guess(outputs["logits"][0, 0], outputs.get("candidates"), outputs["next_hidden"][0, 0])
 
 
 class OnnxAudioEncoder:

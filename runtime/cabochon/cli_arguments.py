@@ -23,6 +23,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, command: Callable[[argp
     )
     parser.add_argument("--threads", type=count, default=0, help="threads of one operation (default: all processors)")
     parser.add_argument("--context-length", type=count, default=0, help="positions to make room for (default: all)")
+    parser.add_argument(
+        "--drafts",
+        type=drafts,
+        metavar="N|auto|0",
+        help="tokens that a drafter guesses at a time, if the package has one (default: auto, which measures)",
+    )
     parser.add_argument("--max-tokens", type=positive_count, default=1024, help="longest answer (default: %(default)s)")
 
 
@@ -31,6 +37,11 @@ def count(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
+
+
+def drafts(text: str) -> int | None:
+    """A whole number, or None for `auto`."""
+    return None if text == "auto" else count(text)
 
 
 def positive_count(text: str) -> int:
@@ -71,6 +82,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
         engine=arguments.engine,
         threads=arguments.threads,
         context_length=arguments.context_length,
+        drafts=arguments.drafts,
     )
     return model, time.perf_counter() - started
 

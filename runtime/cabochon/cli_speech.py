@@ -229,6 +229,7 @@ def _show(
             "load_seconds": load_seconds,
             "real_time_factor": answer.statistics.real_time_factor,
             "tokens_per_second": answer.statistics.tokens_per_second,
+            "draft_speed_up": answer.statistics.draft_speed_up,
         }
         print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
     else:
@@ -246,5 +247,8 @@ def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
         "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
         "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
     }
+    if statistics.drafts is not None:
+        speed_up = f", {statistics.draft_speed_up:.2f} times as fast" if statistics.draft_speed_up else ""
+        lines["drafts"] = f"{statistics.drafts.accepted} of {statistics.drafts.drafted} accepted{speed_up}"
     for name, value in lines.items():
         print(f"{name:7} {value}", file=sys.stderr)

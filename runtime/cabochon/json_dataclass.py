@@ -1,11 +1,14 @@
-"""Strict reading of JSON into frozen dataclasses: no missing key, no unknown key, no value of another type."""
+"""Strict reading of JSON into frozen dataclasses: no missing key, no unknown key, no value of another type.
+
+A key whose field has a default may be left out.
+"""
 
 from __future__ import annotations
 
 import math
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
@@ -49,14 +52,18 @@ def _record(expected: Any, value: Any, place: str) -> Any:
     if not isinstance(value, dict):
         raise JsonMismatchError(f"{place or 'the top level'} is {_kind(value)}, expected an object")
     types_by_name = typing.get_type_hints(expected)
-    names = [field.name for field in fields(expected) if field.metadata.get("json", True)]
+    known = [field for field in fields(expected) if field.metadata.get("json", True)]
+    names = [field.name for field in known]
+    optional = {field.name for field in known if field.default is not MISSING}
     for name in value:
         if name not in names:
             raise JsonMismatchError(f"unknown key {_join(place, str(name))}")
     for name in names:
-        if name not in value:
+        if name not in value and name not in optional:
             raise JsonMismatchError(f"missing key {_join(place, name)}")
-    arguments = {name: _convert(types_by_name[name], value[name], _join(place, name)) for name in names}
+    arguments = {
+        name: _convert(types_by_name[name], value[name], _join(place, name)) for name in names if name in value
+    }
     try:
         return expected(**arguments)
     except JsonMismatchError:

@@ -259,6 +259,23 @@ class Graph:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DrafterModel:
+    """A small model that guesses what the decoder says next, from the decoder's own caches and hidden states."""
+
+    graph: Graph
+    cache_layers: dict[str, int]
+    """By kind of cache that it reads, the decoder's layer that owns it."""
+    recommended_drafts: int
+    """How many tokens to guess at a time, by the checkpoint; 0 where it does not say."""
+    source: SourceCheckpoint
+
+    def __post_init__(self) -> None:
+        kinds = set(self.cache_layers)
+        _require(bool(kinds) and kinds <= set(CACHE_KINDS), "the drafter reads no cache, or one of an unknown kind")
+        _require(self.recommended_drafts >= 0, "the drafter's recommended_drafts is negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """Everything that one engine runs."""
 
@@ -272,8 +289,13 @@ class Engine:
     """From the vision encoder's features to embeddings; None where the encoder's graph does that too."""
     token_embeddings: EmbeddingTable
     per_layer_embeddings: EmbeddingTable | None
+    drafter: DrafterModel | None = None
+    """None where there is none; manifests without the key are read, too."""
 
     def __post_init__(self) -> None:
+        owners = {(cache.kind, cache.layer) for cache in self.caches}
+        read = set(self.drafter.cache_layers.items()) if self.drafter else set()
+        _require(read <= owners, "the drafter reads the cache of a layer that has none of this kind")
         windows = {cache.window for cache in self.caches if cache.window}
         _require(len(windows) < 2, "the sliding caches have different windows")
         _require(self.audio_encoder is not None or self.audio_projector is None, "a projector has no audio encoder")
@@ -339,6 +361,8 @@ class Manifest:
         for engine in self.engines.values():
             encoders = (engine.audio_encoder, engine.audio_projector, engine.vision_encoder, engine.vision_projector)
             paths += [graph.file for graph in (engine.decoder, *encoders) if graph is not None]
+            if engine.drafter is not None:
+                paths.append(engine.drafter.graph.file)
             for table in (engine.token_embeddings, engine.per_layer_embeddings):
                 if table is not None:
                     paths += [
@@ -362,7 +386,12 @@ def is_safe_path(path: str) -> bool:
 
 def manifest_to_text(manifest: Manifest) -> str:
     """The manifest as the JSON text of manifest.json."""
-    return json.dumps(asdict(manifest), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    value = asdict(manifest)
+    for engine in value["engines"].values():
+        # So that packages without one stay readable for the cabochon before drafters.
+        if engine["drafter"] is None:
+            del engine["drafter"]
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def manifest_from_text(text: str, where: str) -> Manifest:

@@ -22,6 +22,7 @@ from cabochon.cache_file import CACHE_FORMAT
 from cabochon.constrained_decoding import AnswerFormat, GrammarReader
 from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
+from cabochon.draft_length import DraftCounts, choose_draft_length
 from cabochon.embedder import PromptEmbeddings, open_embedder
 from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import AudioError, RequestError
@@ -39,6 +40,7 @@ from cabochon.prompt import (
 )
 from cabochon.sampling import Sampler, SamplingSettings
 from cabochon.sight import Sight, SightSettings
+from cabochon.speculative_decode import Speculation, decode_with_drafts
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.stop_strings import StopStrings
 from cabochon.thinking import Thoughts
@@ -74,10 +76,11 @@ class _Prompt:
 class Model:
     """A loaded package. It holds one key-value cache: starting an answer ends the one before it."""
 
-    def __init__(self, package: Package, engine: str, settings: EngineSettings) -> None:
+    def __init__(self, package: Package, engine: str, settings: EngineSettings, drafts: int | None = None) -> None:
         self.package = package
         engine = choose_engine(package, engine)
         self._session = open_session(package, engine, settings)
+        self._draft_length = choose_draft_length(package.manifest.engines[engine].drafter, drafts)
         self._embedder = open_embedder(package, engine)
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
         self._prompts = PromptWriter(package, self._tokenizer)
@@ -389,10 +392,17 @@ class Model:
         sampler = Sampler(wish.sampling, suppressed, softcap, tokens)
         chooser = thoughts.end_too_long(form.keep_to(sampler, thoughts if wish.thinking else None))
         stream, stops = self._tokenizer.start_stream(), StopStrings(wish.stop)
-        new_tokens = decode(
-            self._session.decoder, self._embedder, chooser, logits, position,
-            (*manifest.sampling.stop_tokens, *form.stop_tokens), wish.max_tokens,
-        )  # fmt: skip
+        decoder, drafter, length = self._session.decoder, self._session.drafter, self._draft_length
+        stop_tokens, max_tokens = (*manifest.sampling.stop_tokens, *form.stop_tokens), wish.max_tokens
+        # A drafter knows nothing of forms.
+        if drafter is None or length is None or form.constraint is not None:
+            new_tokens = decode(decoder, self._embedder, chooser, logits, position, stop_tokens, max_tokens)
+        else:
+            statistics.drafts = DraftCounts()
+            speculation = Speculation(drafter, length, statistics.drafts, sampler.ahead)
+            new_tokens = decode_with_drafts(
+                decoder, self._embedder, chooser, speculation, logits, position, stop_tokens, max_tokens
+            )
         while (token := self._next_token(new_tokens, turn, statistics)) is not None:
             if thoughts.take(token):
                 yield ""
@@ -458,7 +468,14 @@ def _prefix_folder() -> Path | None:
         return None
 
 
-def load(package: str | os.PathLike[str], *, engine: str = "", threads: int = 0, context_length: int = 0) -> Model:
+def load(
+    package: str | os.PathLike[str],
+    *,
+    engine: str = "",
+    threads: int = 0,
+    context_length: int = 0,
+    drafts: int | None = None,
+) -> Model:
     """Load a package that cabochon-convert wrote.
 
     Args:
@@ -466,9 +483,11 @@ def load(package: str | os.PathLike[str], *, engine: str = "", threads: int = 0,
         engine: `onnx` or `litert`; by default the one that the package was converted for.
         threads: of one operation; 0 means one per processor.
         context_length: positions of the cache; 0 means as many as the package allows.
+        drafts: tokens that the package's drafter guesses at a time; None finds out what is fastest, 0 uses no drafter.
 
     Raises:
         PackageError: the package is missing, damaged or of another format version.
         MissingDependencyError: the engine's library is not installed.
+        RequestError: something that was asked for is impossible.
     """
-    return Model(open_package(package), engine, EngineSettings(threads, context_length))
+    return Model(open_package(package), engine, EngineSettings(threads, context_length), drafts)

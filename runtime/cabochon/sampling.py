@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,6 +87,12 @@ class Sampler:
         if settings.repetition_penalty != 1:
             self._seen.add(token)
         return token
+
+    def ahead(self) -> Sampler:
+        """A copy for the logits of a drafter, which are not soft-capped, with the same random numbers to come."""
+        other = Sampler(replace(self._settings, repetition_penalty=1.0), (), 0.0)
+        other._random.bit_generator.state = self._random.bit_generator.state
+        return other
 
     def _penalized(self, logits: Float32Array) -> Float32Array:
         seen = np.fromiter((token for token in self._seen if token < len(logits)), np.int64)

@@ -34,6 +34,10 @@ class SlidingCaches:
         """The first position whose window is still held whole."""
         return self._first + self._window - 1 if self._first else 0
 
+    def held_before(self, end: int) -> int:
+        """How many of the positions before one are held."""
+        return end - self._first
+
     def make_room(self, position: int, count: int) -> range:
         """Forget what lies behind a position and what no later window needs.
 
