@@ -18,18 +18,38 @@ def add_model_arguments(parser: argparse.ArgumentParser, command: Callable[[argp
     """The package, how it is run, and the function that runs the command."""
     parser.set_defaults(command=command)
     parser.add_argument("package", help="folder that cabochon-convert wrote")
+    add_engine(parser)
+    add_threads(parser)
+    add_context_length(parser)
+    add_drafts(parser)
+    parser.add_argument("--max-tokens", type=positive_count, default=1024, help="longest answer (default: %(default)s)")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the graphs."""
     parser.add_argument(
         "--engine", choices=ENGINES, default="", help="what runs the graphs (default: what the package was made for)"
     )
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """How many it uses."""
     parser.add_argument("--threads", type=count, default=0, help="threads of one operation (default: all processors)")
+
+
+def add_context_length(parser: argparse.ArgumentParser) -> None:
+    """How long a conversation may become."""
     parser.add_argument("--context-length", type=count, default=0, help="positions to make room for (default: all)")
+
+
+def add_drafts(parser: argparse.ArgumentParser) -> None:
+    """How far a drafter guesses ahead."""
     parser.add_argument(
         "--drafts",
         type=drafts,
         metavar="N|auto|0",
         help="tokens that a drafter guesses at a time, if the package has one (default: auto, which measures)",
     )
-    parser.add_argument("--max-tokens", type=positive_count, default=1024, help="longest answer (default: %(default)s)")
 
 
 def count(text: str) -> int:

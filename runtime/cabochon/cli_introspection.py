@@ -14,7 +14,14 @@ from typing import Any
 
 from cabochon.backend import EngineSettings
 from cabochon.bench import BenchResult, BenchSettings, Measurement, measure_package
-from cabochon.cli_arguments import count, positive_count, seconds
+from cabochon.cli_arguments import (
+    add_context_length,
+    add_engine,
+    add_threads,
+    count,
+    positive_count,
+    seconds,
+)
 from cabochon.cli_long_speech import progress_bar
 from cabochon.doctor import Finding, diagnose, gigabytes
 from cabochon.energy import EnergyMeter, WattCommand, find_package_counters
@@ -29,13 +36,13 @@ def add_introspection_commands(commands: Any) -> None:
     info.add_argument("package", help="folder that cabochon-convert wrote")
     info.add_argument("--check", action="store_true", help="hash every file again")
     info.add_argument("--json", action="store_true", help="print the facts as JSON")
-    _add_context_length(info)
+    add_context_length(info)
     info.set_defaults(command=_info)
     _add_bench(commands)
     doctor = commands.add_parser("doctor", help="see whether this machine can run cabochon, and a package")
     doctor.add_argument("package", nargs="?", type=Path, help="folder that cabochon-convert wrote")
-    _add_engine(doctor)
-    _add_context_length(doctor)
+    add_engine(doctor)
+    add_context_length(doctor)
     doctor.add_argument("--json", action="store_true", help="print the findings as JSON")
     doctor.set_defaults(command=_doctor)
 
@@ -45,9 +52,9 @@ def _add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure how fast a package runs here, and what it takes")
     bench.set_defaults(command=_bench)
     bench.add_argument("package", help="folder that cabochon-convert wrote")
-    _add_engine(bench)
-    bench.add_argument("--threads", type=count, default=0, help="threads of one operation (default: all processors)")
-    _add_context_length(bench)
+    add_engine(bench)
+    add_threads(bench)
+    add_context_length(bench)
     bench.add_argument(
         "--prompts", type=positive_count, nargs="+", default=defaults.prompts, metavar="POSITIONS",
         help=f"lengths of prompts (default: {_listed(defaults.prompts)})",
@@ -79,16 +86,6 @@ def _add_bench(commands: Any) -> None:
     form = bench.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
     form.add_argument("--markdown", action="store_true", help="print a table for a page")
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--engine", choices=ENGINES, default="", help="what runs the graphs (default: what the package was made for)"
-    )
-
-
-def _add_context_length(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--context-length", type=count, default=0, help="positions to make room for (default: all)")
 
 
 def _info(arguments: argparse.Namespace) -> None:

@@ -35,6 +35,7 @@ from cabochon.package import Package, cache_folder, hash_file, open_package
 from cabochon.prompt import (
     Message,
     PromptWriter,
+    speech_instruction,
     transcription_instruction,
     translation_instruction,
 )
@@ -117,11 +118,7 @@ class Model:
             target: translate into this language, too; the spoken one is needed then.
         """
         audio, prompts = self.audio_model, self.package.manifest.prompts
-        instruction = transcription_instruction(prompts, language)
-        if target is not None:
-            if language is None:
-                raise RequestError("to translate, the model has to know the spoken language.")
-            instruction = translation_instruction(prompts, language, target)
+        instruction = speech_instruction(prompts, language, target)
         assert self._session.audio_encoder is not None  # audio_model refuses a package without
         stages = self._session.audio_encoder.start_stream()
         if stages is None or audio.log_mel is None:

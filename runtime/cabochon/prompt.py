@@ -71,6 +71,15 @@ def translation_instruction(prompts: Prompts, source: str, target: str) -> str:
     return prompts.translate.replace("{source}", source_name).replace("{target}", target_name)
 
 
+def speech_instruction(prompts: Prompts, language: str | None, target: str | None) -> str:
+    """The instruction for a transcript, and for a translation where there is a language to translate into."""
+    if target is None:
+        return transcription_instruction(prompts, language)
+    if language is None:
+        raise RequestError("to translate, the model has to know the spoken language.")
+    return translation_instruction(prompts, language, target)
+
+
 def split_translation(text: str, prompts: Prompts, target: str) -> tuple[str, str]:
     """Split the model's answer at the marker into (transcript, translation); either may still be empty."""
     marker = prompts.translation_marker.replace("{target}", language_name(target))

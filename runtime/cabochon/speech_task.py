@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cabochon.answer import Answer
-from cabochon.errors import RequestError
 from cabochon.live_speech import Question
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
 from cabochon.pipeline import Model, SoundSource
-from cabochon.prompt import transcription_instruction, translation_instruction
+from cabochon.prompt import speech_instruction
 from cabochon.segmentation import Segmentation
 
 
@@ -30,16 +29,11 @@ class SpeechTask:
     """Of one answer."""
 
     def __post_init__(self) -> None:
-        prompts = self.model.package.manifest.prompts
-        if self.target is None:
-            transcription_instruction(prompts, self.language)
-        else:
-            translation_instruction(prompts, self._source, self.target)
+        speech_instruction(self.model.package.manifest.prompts, self.language, self.target)
 
     @property
     def _source(self) -> str:
-        if self.language is None:
-            raise RequestError("to translate, the model has to know the spoken language.")
+        assert self.language is not None  # refused where there is a target
         return self.language
 
     def answer(self, sound: SoundSource) -> Answer:

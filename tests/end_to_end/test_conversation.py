@@ -9,6 +9,7 @@ from commands import CABOCHON, assert_refused, run_command
 from conftest import convert_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from noted_runs import noted_runs
 from refusals import refused
 
 import cabochon
@@ -37,20 +38,6 @@ def model(package: Path) -> cabochon.Model:
 @pytest.fixture(scope="module")
 def other_model(package: Path) -> cabochon.Model:
     return cabochon.load(package, threads=2)
-
-
-def noted_runs(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Position and length of each run of the decoder."""
-    runs: list[tuple[int, int]] = []
-    decoder = model._session.decoder
-    run = decoder.run
-
-    def note(inputs_embeds, per_layer_inputs, position, logits_to_keep=1):  # type: ignore[no-untyped-def]
-        runs.append((position, len(inputs_embeds)))
-        return run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
-
-    monkeypatch.setattr(decoder, "run", note)
-    return runs
 
 
 def test_turns_are_answered_as_from_the_beginning_but_not_run_again(

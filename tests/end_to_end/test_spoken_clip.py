@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import TINY, convert_tiny
+from noted_runs import noted_runs
 from refusals import refused
 
 import cabochon
@@ -152,31 +153,15 @@ def test_an_instruction_that_is_kept_changes_no_answer_and_is_not_run_again(
     found, firsts = [], []
     for _ in range(2):  # processes, as it were
         model = cabochon.load(package, threads=2)
-        positions = noted_positions(model, monkeypatch)
+        runs = noted_runs(model, monkeypatch)
         for _ in range(2):
-            positions.clear()
+            runs.clear()
             found.append(model.translate(waveform_of(reference), **asked).finish())
-            firsts.append(positions[0])
+            firsts.append(runs[0][0])
     assert len(set(found)) == 1
     assert firsts[0] == 0
     assert len(set(firsts[1:])) == 1
     assert firsts[1] > 10
-
-
-def noted_positions(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Where the runs of the decoder begin."""
-    positions: list[int] = []
-    decoder = model._session.decoder
-    run = decoder.run
-
-    def note(
-        inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
-    ) -> np.ndarray:
-        positions.append(position)
-        return run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
-
-    monkeypatch.setattr(decoder, "run", note)
-    return positions
 
 
 def test_a_package_without_steps_takes_whole_clips(tiny_litert_float_package: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import soundfile
 from conftest import TINY, convert_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from noted_runs import noted_runs
 from refusals import refused
 from wyoming.asr import Transcribe, Transcript
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
@@ -119,15 +120,7 @@ def test_two_who_speak_at_once_are_both_heard(model: cabochon.Model) -> None:
 
 @pytest.mark.parametrize("rate", [16_000, 48_000])
 def test_speech_is_heard_while_it_is_sent(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
-    heard, run = [], model._session.decoder.run
-
-    def note(
-        inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
-    ) -> np.ndarray:
-        heard.append(position + len(inputs_embeds))
-        return run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
-
-    monkeypatch.setattr(model._session.decoder, "run", note)
+    runs = noted_runs(model, monkeypatch)
     waveform = resample(waveform_of("en"), 16_000, rate)
     samples = (np.clip(waveform, -1, 1) * 32767).astype("<i2")
 
@@ -136,10 +129,10 @@ def test_speech_is_heard_while_it_is_sent(model: cabochon.Model, monkeypatch: py
         for start in range(0, len(samples), 1024):
             await client.write_event(AudioChunk(rate, 2, 1, samples[start : start + 1024].tobytes()).event())
         for _ in range(500):
-            if heard and heard[-1] > 40:
+            if runs and sum(runs[-1]) > 40:
                 break
             await asyncio.sleep(0.01)
-        before = heard[-1]
+        before = sum(runs[-1])
         await client.write_event(AudioStop().event())
         return before, await answer_of(client)
 

@@ -63,7 +63,8 @@ def test_tokens_have_the_probabilities_that_transformers_gives_them(
     found = np.zeros(size)
     found[candidates] = probabilities
     # Where the mass of top_p or the share of min_p is reached to the last bit, one token more or less may stay.
-    differing = np.flatnonzero((found > 0) != (expected > 0))
+    # What is so unlikely that it changes no sum of probabilities may be missing.
+    differing = np.flatnonzero(((found > 0) != (expected > 0)) & (np.maximum(found, expected) > 1e-12))
     assert len(differing) <= 1
     if not len(differing):
         np.testing.assert_allclose(found, expected, atol=1e-6)
