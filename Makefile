@@ -59,8 +59,9 @@ demo: $(VENV)/demo.stamp
 endif
 	$(VENV)/bin/python models/tiny/demo.py --engine $(ENGINE)
 
+# A process per processor (four at most): each converts what it needs, and computes on one thread.
 test: setup browser lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # A random model of E2B's size: 14 GB of disk for a few minutes.
 test-fullsize: setup

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 from verified import VerifiedPackages, verify_small_model
@@ -35,6 +38,28 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_processor(worker_id: str) -> None:
+    """Each process of a parallel run computes on a processor of its own: threads would wait for one another."""
+    if worker_id == "master" or not hasattr(os, "sched_setaffinity"):
+        return
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[int(worker_id.removeprefix("gw")) % len(processors)]})
+    torch.set_num_threads(1)
+
+
+def make_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
+    """A folder that is made by whichever test needs it first, of all processes of this run."""
+    ours = tmp_path_factory.getbasetemp()
+    shared = (ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours) / "made-once"
+    shared.mkdir(exist_ok=True)
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
+            make(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -68,24 +93,23 @@ def tiny_package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 def convert_tiny(recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packages") / f"tiny-{recipe}"
-    return convert_checkpoint(TINY, folder, ConversionSettings(RECIPES[recipe])).folder
+    """models/tiny, converted for onnxruntime: a folder that all tests share."""
+    settings = ConversionSettings(RECIPES[recipe])
+    return make_once(f"tiny-{recipe}", tmp_path_factory, lambda folder: convert_checkpoint(TINY, folder, settings))
 
 
 @pytest.fixture(scope="session")
 def tiny_litert_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted for LiteRT with the default recipe, and with caches of two lengths."""
-    folder = tmp_path_factory.mktemp("packages") / "tiny-litert"
     settings = ConversionSettings(RECIPES["int4-mixed"], target="litert", context_length=2048)
-    return convert_checkpoint(TINY, folder, settings).folder
+    return make_once("tiny-litert", tmp_path_factory, lambda folder: convert_checkpoint(TINY, folder, settings))
 
 
 @pytest.fixture(scope="session")
 def tiny_litert_float_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted for LiteRT without rounding."""
-    folder = tmp_path_factory.mktemp("packages") / "tiny-litert-float"
     settings = ConversionSettings(RECIPES["float"], target="litert", context_length=1000)
-    return convert_checkpoint(TINY, folder, settings).folder
+    return make_once("tiny-litert-float", tmp_path_factory, lambda folder: convert_checkpoint(TINY, folder, settings))
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cabochon.answer import Answer, Translation
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
-from cabochon.errors import AudioError
-from cabochon.pipeline import Model, SoundSource
+from cabochon.hearing import SoundSource, check_waveform
+from cabochon.pipeline import Model
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segment, Segmentation, Segmenter
 from cabochon.voice_activity import SileroDetector, VoiceDetector
@@ -160,16 +158,7 @@ def _understand(
         file = SoundFile(Path(sound), rate)
         blocks, seconds, note = file.blocks(first), file.seconds, file.note
     else:
-        waveform = _checked(sound)
+        waveform = check_waveform(sound)
         blocks = (waveform[at : at + _BLOCK_SAMPLES] for at in range(first, len(waveform), _BLOCK_SAMPLES))
         seconds, note = len(waveform) / rate, ""
     return LongSpeech(segments_of(blocks, audio, segmentation, detector, first), hear, rate, seconds, note)
-
-
-def _checked(sound: Float32Array) -> Float32Array:
-    is_waveform = isinstance(sound, np.ndarray) and np.issubdtype(sound.dtype, np.floating) and sound.ndim == 1
-    if not is_waveform or not (np.abs(sound) <= 1).all():
-        raise AudioError(
-            "expected the path of a sound file, or a waveform of floating-point samples, all of them in [-1, 1]."
-        )
-    return sound.astype(np.float32)

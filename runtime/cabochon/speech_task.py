@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cabochon.answer import Answer
+from cabochon.hearing import SoundSource
 from cabochon.live_speech import Question
 from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
-from cabochon.pipeline import Model, SoundSource
+from cabochon.pipeline import Model
 from cabochon.prompt import speech_instruction
 from cabochon.segmentation import Segmentation
 

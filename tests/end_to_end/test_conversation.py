@@ -32,12 +32,12 @@ def package(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def model(package: Path) -> cabochon.Model:
-    return cabochon.load(package, threads=2)
+    return cabochon.load(package)
 
 
 @pytest.fixture(scope="module")
 def other_model(package: Path) -> cabochon.Model:
-    return cabochon.load(package, threads=2)
+    return cabochon.load(package)
 
 
 def test_turns_are_answered_as_from_the_beginning_but_not_run_again(

@@ -40,7 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(package: Path) -> cabochon.Model:
-    return cabochon.load(package, threads=2)
+    return cabochon.load(package)
 
 
 @pytest.fixture(scope="module")

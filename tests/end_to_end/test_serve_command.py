@@ -36,7 +36,7 @@ def free_port() -> int:
 @pytest.fixture
 def served(package: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     port = free_port()
-    command = [CABOCHON, "serve", str(package), "--port", str(port), "--name", "tiny", "--threads", "2"]
+    command = [CABOCHON, "serve", str(package), "--port", str(port), "--name", "tiny"]
     process = start_command(*command)
     assert process.stderr is not None
     try:

@@ -33,7 +33,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     engine, recipe = request.param.split()
     shared = {"float": "tiny_litert_float_package", "int4-mixed": "tiny_litert_package"}
     folder = request.getfixturevalue(shared[recipe]) if engine == "litert" else convert_tiny(recipe, tmp_path_factory)
-    return cabochon.load(folder, threads=2)
+    return cabochon.load(folder)
 
 
 def waveform_of(reference: dict[str, str]) -> np.ndarray:
@@ -152,7 +152,7 @@ def test_an_instruction_that_is_kept_changes_no_answer_and_is_not_run_again(
     asked = {"source": reference["source"], "target": reference["target"]}
     found, firsts = [], []
     for _ in range(2):  # processes, as it were
-        model = cabochon.load(package, threads=2)
+        model = cabochon.load(package)
         runs = noted_runs(model, monkeypatch)
         for _ in range(2):
             runs.clear()

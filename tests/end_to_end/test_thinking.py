@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
     template = folder / "checkpoint" / "chat_template.jinja"
     template.write_text(THINK_SWITCH + template.read_text(encoding="utf-8"), encoding="utf-8")
     convert_checkpoint(folder / "checkpoint", folder / "package", ConversionSettings(RECIPES["int8"]))
-    return cabochon.load(folder / "package", threads=2)
+    return cabochon.load(folder / "package")
 
 
 def split(tokenizer: Tokenizer, text: str) -> tuple[str, str]:

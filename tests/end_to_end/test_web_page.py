@@ -42,7 +42,7 @@ SAID_SAMPLES = len(soundfile.read(ENGLISH)[0])
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
-    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory), threads=2)
+    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ SETTINGS = WyomingSettings("tiny", targets=("de", "French"), max_seconds=40.0, m
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
-    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory), threads=2)
+    return cabochon.load(convert_tiny("int4-mixed", tmp_path_factory))
 
 
 def ask(

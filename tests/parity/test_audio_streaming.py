@@ -25,7 +25,7 @@ RATE = 16_000
 
 def opened(folder: Path) -> tuple[AudioModel, AudioEncoder]:
     package = open_package(folder)
-    encoder = open_session(package, choose_engine(package), EngineSettings(threads=2)).audio_encoder
+    encoder = open_session(package, choose_engine(package), EngineSettings()).audio_encoder
     assert package.manifest.audio is not None
     assert encoder is not None
     return package.manifest.audio, encoder

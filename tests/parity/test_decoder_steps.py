@@ -42,7 +42,7 @@ def package(request: pytest.FixtureRequest, random_package: Path, tmp_path_facto
 
 @pytest.fixture(scope="module")
 def session(package: Package) -> Session:
-    return open_session(package, "onnx", EngineSettings(threads=2))
+    return open_session(package, "onnx", EngineSettings())
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def all_at_once(long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray
 def test_sliding_layers_that_forget_give_the_logits_of_those_that_hold_everything(
     long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray], all_at_once: np.ndarray, longest: int
 ) -> None:
-    decoder = open_session(long_package, "onnx", EngineSettings(threads=2)).decoder
+    decoder = open_session(long_package, "onnx", EngineSettings()).decoder
     generator = np.random.default_rng(longest)
     position = 0
     while position < LONG:
@@ -132,7 +132,7 @@ def test_sliding_layers_that_forget_give_the_logits_of_those_that_hold_everythin
 def test_going_back_behind_what_sliding_layers_hold_is_refused(
     long_package: Package, long_inputs: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    decoder = open_session(long_package, "onnx", EngineSettings(threads=2)).decoder
+    decoder = open_session(long_package, "onnx", EngineSettings()).decoder
     for start in range(0, LONG - LONGEST_RUN, LONGEST_RUN):
         part = slice(start, start + LONGEST_RUN)
         decoder.run(long_inputs[0][part], long_inputs[1][part], start)

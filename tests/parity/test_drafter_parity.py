@@ -51,7 +51,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def run_ours(package: Path, tokens: list[int], token: int, guesses: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Logits of all tokens (those of no candidates are not a number) and hidden states, guess by guess."""
     opened = open_package(package)
-    session, embedder = open_session(opened, "onnx", EngineSettings(threads=2)), open_embedder(opened, "onnx")
+    session, embedder = open_session(opened, "onnx", EngineSettings()), open_embedder(opened, "onnx")
     drafter = session.drafter
     assert drafter is not None
     prefill(session.decoder, embedder.embed(tokens))
@@ -116,7 +116,7 @@ def test_guesses_are_those_of_the_reference(pair: Pair, length: int) -> None:
 def test_a_guess_does_not_depend_on_what_was_rejected_before(pair: Pair) -> None:
     tokens = np.random.default_rng(1).integers(300, 3000, 80).tolist()
     opened = open_package(pair.package)
-    session, embedder = open_session(opened, "onnx", EngineSettings(threads=2)), open_embedder(opened, "onnx")
+    session, embedder = open_session(opened, "onnx", EngineSettings()), open_embedder(opened, "onnx")
     drafter = session.drafter
     assert drafter is not None
     prefill(session.decoder, embedder.embed(tokens[:70]))

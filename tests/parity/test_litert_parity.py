@@ -36,7 +36,7 @@ class Opened:
     def __init__(self, folder: Path) -> None:
         self.package = open_package(folder)
         engine = choose_engine(self.package)
-        self.session: Session = open_session(self.package, engine, EngineSettings(threads=2))
+        self.session: Session = open_session(self.package, engine, EngineSettings())
         self.embedder: Embedder = open_embedder(self.package, engine)
 
     def logits(self, tokens: Sequence[int], runs: Sequence[int]) -> np.ndarray:

@@ -1,0 +1,124 @@
+"""The decode loop → text: tokens are chosen, and sorted into thoughts, calls and the answer's text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+
+from cabochon.answer import Statistics
+from cabochon.arrays import Float32Array
+from cabochon.backend import Session
+from cabochon.decode import decode
+from cabochon.decoder_turns import DecoderTurns
+from cabochon.draft_length import DraftCounts, DraftLength
+from cabochon.embedder import Embedder
+from cabochon.generation import Generation
+from cabochon.manifest import Manifest
+from cabochon.sampling import Sampler
+from cabochon.speculative_decode import Speculation, decode_with_drafts
+from cabochon.stop_strings import StopStrings
+from cabochon.thinking import Thoughts, TokenChooser
+from cabochon.tokenizer import Tokenizer
+
+
+class AnswerWriter:
+    """Of one model."""
+
+    def __init__(
+        self,
+        session: Session,
+        embedder: Embedder,
+        tokenizer: Tokenizer,
+        manifest: Manifest,
+        turns: DecoderTurns,
+        draft_length: DraftLength | None,
+    ) -> None:
+        """Args: draft_length: None uses no drafter."""
+        self._decoder, self._drafter, self._draft_length = session.decoder, session.drafter, draft_length
+        self._embedder = embedder
+        self._tokenizer = tokenizer
+        self._manifest = manifest
+        self._turns = turns
+
+    def write(
+        self,
+        logits: Float32Array,
+        position: int,
+        wish: Generation,
+        statistics: Statistics,
+        turn: int,
+        thoughts: Thoughts | None = None,
+        tokens: Sequence[int] = (),
+    ) -> Iterator[str]:
+        """The text that follows a prompt, piece by piece; pieces are empty while the model thinks or writes a call.
+
+        Args:
+            logits: [vocabulary] behind the prompt's last token.
+            position: at which the prompt ends.
+            wish: what is asked for.
+            statistics: are filled in.
+            turn: of the decoder.
+            thoughts: where they are gathered.
+            tokens: of the prompt.
+
+        Raises:
+            RequestError: another answer was started meanwhile.
+        """
+        thoughts, form = thoughts or Thoughts(self._tokenizer), wish.form
+        suppressed = (*self._manifest.sampling.suppress_tokens, *form.suppressed)
+        sampler = Sampler(wish.sampling, suppressed, self._manifest.text.final_logit_softcap, tokens)
+        chooser = thoughts.end_too_long(form.keep_to(sampler, thoughts if wish.thinking else None))
+        new_tokens = self._decode(logits, position, wish, statistics, sampler, chooser)
+        stream, stops = self._tokenizer.start_stream(), StopStrings(wish.stop)
+        while (token := self._next_token(new_tokens, turn, statistics)) is not None:
+            if thoughts.take(token):
+                yield ""
+                continue
+            call = form.take(token)
+            piece = stops.push(stream.push(token) if call is None else stream.finish() + call)
+            if piece or call is not None:
+                yield piece
+            if stops.found:
+                statistics.complete = True
+                return
+            if form.finished:
+                statistics.complete = True
+                break
+        if piece := stops.push(stream.finish() + form.finish()) + stops.finish():
+            yield piece
+
+    def _decode(
+        self,
+        logits: Float32Array,
+        position: int,
+        wish: Generation,
+        statistics: Statistics,
+        sampler: Sampler,
+        chooser: TokenChooser,
+    ) -> Generator[int, None, bool]:
+        stop_tokens = (*self._manifest.sampling.stop_tokens, *wish.form.stop_tokens)
+        # A drafter knows nothing of forms.
+        if self._drafter is None or self._draft_length is None or wish.form.constraint is not None:
+            return decode(self._decoder, self._embedder, chooser, logits, position, stop_tokens, wish.max_tokens)
+        statistics.drafts = DraftCounts()
+        speculation = Speculation(self._drafter, self._draft_length, statistics.drafts, sampler.ahead)
+        return decode_with_drafts(
+            self._decoder, self._embedder, chooser, speculation, logits, position, stop_tokens, wish.max_tokens
+        )
+
+    def _next_token(self, tokens: Generator[int, None, bool], turn: int, statistics: Statistics) -> int | None:
+        """One step of the decode loop; None at its end."""
+        with self._turns.held(turn):
+            started = time.perf_counter()
+            try:
+                token = next(tokens)
+                statistics.new_tokens += 1
+                self._turns.context.chose(token)
+                return token
+            except StopIteration as end:
+                statistics.complete = end.value
+                if end.value:
+                    self._turns.context.chose(None)
+                return None
+            finally:
+                statistics.decode_seconds += time.perf_counter() - started
