@@ -1,6 +1,6 @@
 """What drafts cost on this machine: runs of one to six positions against one, and the drafter itself.
 
-    python benchmarks/drafts.py PACKAGE [POSITION...]
+    python benchmarks/drafts.py PACKAGE [POSITION...] [--engine litert]
 
 Prints how many drafts have to be right for answers to come faster. On a busy machine, as root, say `--alone`: no other
 process interrupts what is timed.
@@ -21,7 +21,7 @@ import numpy as np
 
 from cabochon.backend import EngineSettings
 from cabochon.embedder import open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.package import open_package
 
 LONGEST, REPETITIONS = 5, 12
@@ -76,12 +76,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("package")
     parser.add_argument("positions", nargs="*", type=int, default=[128, 1024])
+    parser.add_argument("--engine", default="")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--alone", action="store_true")
     arguments = parser.parse_args()
     package = open_package(arguments.package)
-    session = open_session(package, "onnx", EngineSettings(arguments.threads))
-    embedder = open_embedder(package, "onnx")
+    engine = choose_engine(package, arguments.engine)
+    session = open_session(package, engine, EngineSettings(arguments.threads))
+    embedder = open_embedder(package, engine)
     generator = np.random.default_rng(0)
     for position in arguments.positions:
         for start in range(0, position, 256):

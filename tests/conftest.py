@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
+from random_drafter import drafter_config, random_drafter, write_drafter
 from verified import VerifiedPackages, verify_small_model
 
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
@@ -18,6 +19,8 @@ from cabochon_convert.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = REPOSITORY / "models" / "tiny"
+DRAFTING_CACHES = (48, 160)
+"""Both longer than the model's window, and the first one shorter than some prompts with their answers."""
 GOLDEN_MANIFEST = REPOSITORY / "tests" / "golden" / "manifest.json"
 
 # A busy machine must not make a test fail; a property that needs files takes a folder that its examples share. CI
@@ -110,6 +113,23 @@ def tiny_litert_float_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """models/tiny, converted for LiteRT without rounding."""
     settings = ConversionSettings(RECIPES["float"], target="litert", context_length=1000)
     return make_once("tiny-litert-float", tmp_path_factory, lambda folder: convert_checkpoint(TINY, folder, settings))
+
+
+@pytest.fixture(scope="session")
+def drafting_litert_package(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint for LiteRT without rounding, with a random drafter and short caches of two lengths."""
+    config = drafter_config(small_config())
+
+    def make(folder: Path) -> None:
+        drafter = write_drafter(tmp_path_factory.mktemp("drafter"), config, random_drafter(config))
+        settings = ConversionSettings(
+            RECIPES["float"], target="litert", text_only=True, drafter=drafter, context_length=DRAFTING_CACHES[-1]
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cabochon_convert.engine_litert.cache_lengths", lambda _: DRAFTING_CACHES)
+            convert_checkpoint(random_checkpoint, folder, settings)
+
+    return make_once("drafting-litert", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")

@@ -37,17 +37,29 @@ VOCABULARY = 2 * HIDDEN
 KEYS, VALUES = "kv_cache_k_0", "kv_cache_v_0"
 
 
-def write_decoder(path: Path, runs: Iterable[tuple[int, int]]) -> None:
-    """Signatures of so many positions, with caches of such a length; those of one position give logits."""
+def write_decoder(path: Path, runs: Iterable[tuple[int, int]], verified: int = 0) -> None:
+    """Signatures of so many positions, with caches of such a length; those of one position give logits.
+
+    Args:
+        verified: of so many positions, a run gives logits and hidden states, as one of a single position then does.
+    """
     graph = GraphWriter()
+    runs = tuple(runs)
     signatures = [
         (f"decode_cache_{cache}" if count == 1 else f"prefill_{count}_cache_{cache}", count, cache)
         for count, cache in runs
     ]
-    for name, count, cache in signatures[:-1]:
-        graph.signature(name, *_add_run(graph, count, cache))
-    name, count, cache = signatures[-1]
-    content = graph.finish(name, *_add_run(graph, count, cache))
+    if verified:
+        lengths = sorted({cache for _, cache in runs})
+        signatures += [(f"verify_{verified}_cache_{cache}", verified, cache) for cache in lengths if cache >= verified]
+    for name, count, cache in signatures:
+        inputs, outputs = _add_run(graph, count, cache, gives_logits=not name.startswith("prefill"))
+        if not verified:
+            outputs.pop("hidden_states", None)
+        if name == signatures[-1][0]:
+            content = graph.finish(name, inputs, outputs)
+        else:
+            graph.signature(name, inputs, outputs)
     # Backwards, so that the order of logits is not that of the caches.
     backwards = np.ascontiguousarray(np.eye(VOCABULARY, dtype=np.float32)[::-1])
     fill_places(content, [GivenMatrix(backwards, None, 32)], path)
@@ -60,11 +72,17 @@ def expected_logits(embeddings: np.ndarray, per_layer: np.ndarray) -> np.ndarray
     return np.concatenate([ranks @ embeddings + len(embeddings) - 1, ranks @ values])[::-1]
 
 
-def write_package(folder: Path, runs: Iterable[tuple[int, int]], context_length: int) -> Package:
+def expected_hidden_state(embeddings: np.ndarray) -> np.ndarray:
+    """Of the same position: [hidden]."""
+    hidden: np.ndarray = (np.arange(len(embeddings)) + 1) @ embeddings + len(embeddings) - 1
+    return hidden
+
+
+def write_package(folder: Path, runs: Iterable[tuple[int, int]], context_length: int, verified: int = 0) -> Package:
     """A package of such a decoder, good for nothing but to be run."""
     path = folder / "decoder.tflite"
     runs = tuple(runs)
-    write_decoder(path, runs)
+    write_decoder(path, runs, verified)
     golden = manifest_from_text(GOLDEN_MANIFEST.read_text(), "golden")
     _, longest = max(runs, key=lambda run: run[1])
     table = EmbeddingTable(
@@ -109,7 +127,9 @@ def write_package(folder: Path, runs: Iterable[tuple[int, int]], context_length:
     return Package(folder, manifest)
 
 
-def _add_run(graph: GraphWriter, count: int, cache: int) -> tuple[dict[str, int], dict[str, int]]:
+def _add_run(
+    graph: GraphWriter, count: int, cache: int, *, gives_logits: bool
+) -> tuple[dict[str, int], dict[str, int]]:
     """Inputs and outputs of a signature."""
     inputs = {
         "embeddings": graph.tensor("embeddings", [1, count, HIDDEN], FLOAT),
@@ -135,27 +155,55 @@ def _add_run(graph: GraphWriter, count: int, cache: int) -> tuple[dict[str, int]
     keys = _write_rows(graph, inputs[KEYS], new_keys, first, 2, [1, HEADS, cache, HEAD_SIZE])
     values = _write_rows(graph, inputs[VALUES], new_values, first, 3, [1, HEADS, HEAD_SIZE, cache])
     outputs = {KEYS: keys, VALUES: values}
-    if count == 1:
-        outputs["logits"] = _add_logits(graph, keys, values, ranked, inputs["input_pos"], cache)
+    if gives_logits:
+        outputs |= _add_logits(graph, keys, values, ranked, inputs["input_pos"], count, cache)
     return inputs, outputs
 
 
-def _add_logits(graph: GraphWriter, keys: int, values: int, ranked: int, position: int, cache: int) -> int:
-    """Of one position: [1, 1, vocabulary]."""
-    column = _reshape(graph, ranked, [1, 1, cache, 1])
+def _add_logits(
+    graph: GraphWriter, keys: int, values: int, ranked: int, positions: int, count: int, cache: int
+) -> dict[str, int]:
+    """Logits [1, count, vocabulary] and hidden states [1, count, hidden]."""
+    placed, joined = [], []
+    for row in range(count):
+        ranks = _cut(graph, ranked, [0, 0, row, 0], [1, 1, 1, cache], FLOAT)
+        position = _cut(graph, positions, [row], [1], INTEGER)
+        placed.append(_sum_of_keys(graph, keys, ranks, position, cache))
+        joined.append(graph.tensor("joined", [1, 1, VOCABULARY], FLOAT))
+        value_sum = _sum_of_values(graph, values, ranks, cache)
+        graph.operator(OPERATORS.CONCATENATION, [placed[-1], value_sum], joined[-1], _along(2))
+    rows, hidden_states = (
+        graph.tensor(name, [1, count, size], FLOAT) for name, size in (("rows", VOCABULARY), ("hidden_states", HIDDEN))
+    )
+    graph.operator(OPERATORS.CONCATENATION, joined, rows, _along(1))
+    graph.operator(OPERATORS.CONCATENATION, placed, hidden_states, _along(1))
+    matrix = add_place(graph, 0, (VOCABULARY, VOCABULARY))
+    logits = add_layer(graph, rows, count, matrix, (VOCABULARY, VOCABULARY), "logits")
+    return {"logits": logits, "hidden_states": hidden_states}
+
+
+def _sum_of_keys(graph: GraphWriter, keys: int, ranks: int, position: int, cache: int) -> int:
+    """And the position: [1, 1, hidden]."""
+    column = _reshape(graph, ranks, [1, 1, cache, 1])
     all_keys = _apply(graph, "MUL", [keys, column], [1, HEADS, cache, HEAD_SIZE])
     key_sum = _reshape(graph, _sum(graph, all_keys, 2, [1, HEADS, HEAD_SIZE]), [1, 1, HIDDEN])
-    all_values = _apply(graph, "MUL", [values, ranked], [1, HEADS, HEAD_SIZE, cache])
-    value_sum = _reshape(graph, _sum(graph, all_values, 3, [1, HEADS, HEAD_SIZE]), [1, 1, HIDDEN])
     place = graph.tensor("position", [1], FLOAT)
     cast = schema.CastOptionsT()
     cast.inDataType, cast.outDataType = INTEGER, FLOAT
     graph.operator(OPERATORS.CAST, [position], place, (OPTIONS.CastOptions, cast))
-    placed = _apply(graph, "ADD", [key_sum, place], [1, 1, HIDDEN])
-    joined = graph.tensor("joined", [1, 1, VOCABULARY], FLOAT)
-    graph.operator(OPERATORS.CONCATENATION, [placed, value_sum], joined, _along(2))
-    matrix = add_place(graph, 0, (VOCABULARY, VOCABULARY))
-    return add_layer(graph, joined, 1, matrix, (VOCABULARY, VOCABULARY), "logits")
+    return _apply(graph, "ADD", [key_sum, place], [1, 1, HIDDEN])
+
+
+def _sum_of_values(graph: GraphWriter, values: int, ranks: int, cache: int) -> int:
+    all_values = _apply(graph, "MUL", [values, ranks], [1, HEADS, HEAD_SIZE, cache])
+    return _reshape(graph, _sum(graph, all_values, 3, [1, HEADS, HEAD_SIZE]), [1, 1, HIDDEN])
+
+
+def _cut(graph: GraphWriter, values: int, start: list[int], shape: list[int], kind: int) -> int:
+    part = graph.tensor("part", shape, kind)
+    begin, size = (_constant(graph, np.array(numbers, np.int32)) for numbers in (start, shape))
+    graph.operator(OPERATORS.SLICE, [values, begin, size], part)
+    return part
 
 
 def _write_rows(graph: GraphWriter, cache: int, rows: int, first: int, axis: int, shape: list[int]) -> int:

@@ -149,12 +149,17 @@ class _PackagedTable:
 
 
 def _decoder(package: Package, context_length: int, parts: Path) -> Path:
-    """LiteRT-LM 0.18 knows the plain names of signatures only, so that there are caches of one length."""
-    path = package.path(package.manifest.engines["litert"].decoder.file)
-    if len(cache_lengths(package.manifest.text.context_length)) == 1:
+    """LiteRT-LM 0.18 knows the plain names of signatures only, so that there are caches of one length.
+
+    Runs that verify drafts are left out: it has a drafter of its own kind.
+    """
+    manifest = package.manifest
+    engine, lengths = manifest.engines["litert"], cache_lengths(manifest.text.context_length)
+    path = package.path(engine.decoder.file)
+    if len(lengths) == 1 and engine.drafter is None:
         return path
-    suffix = f"_cache_{context_length}"
-    names = {f"{name}{suffix}": name for name in ("decode", f"prefill_{PREFILL_LENGTH}")}
+    suffix = "" if len(lengths) == 1 else f"_cache_{context_length}"
+    names = {f"{name}{suffix}": name for name in ("decode", f"prefill_{min(PREFILL_LENGTH, context_length)}")}
     keep_signatures(path, names, parts / path.name)
     return parts / path.name
 

@@ -170,8 +170,6 @@ def _convert(arguments: argparse.Namespace) -> int:
             if recipe.is_calibrated
             else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
         )
-    if arguments.target == "litert" and arguments.drafter is not None:
-        raise RequestError("--drafter is for the target onnx only: leave it out.")
     drafter = _drafter(arguments)
     source = _source(arguments)
     started = time.perf_counter()

@@ -107,8 +107,6 @@ class ConversionSettings:
             raise ValueError(f"expected one of the targets {', '.join(ENGINES)}, got {self.target!r}")
         if self.target == "litert" and (self.recipe.is_calibrated or self.recipe.keeps_integers):
             raise ValueError(f"the recipe {self.recipe.name} is not for litert")
-        if self.target == "litert" and self.drafter is not None:
-            raise ValueError("drafters are not for litert")
         if self.recipe.is_calibrated and self.calibration is None:
             raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 

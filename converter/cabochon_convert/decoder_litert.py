@@ -14,6 +14,9 @@ Signatures are `prefill_N` and `decode`, or, where there are caches of several l
 and the same caches as outputs, which may be the same buffers: a run writes rows input_pos[0] to input_pos[0] + N.
 `decode` has N = 1 and gives `logits` [1, 1, vocabulary], soft-capped. Prefill leaves out what only logits need: the
 layers that share a cache.
+
+Where a drafter reads them, `decode` also gives `hidden_states` float32 [1, 1, hidden], behind the last norm, and
+`verify_N` (or `verify_N_cache_C`) gives logits and hidden states of N positions.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from typing import Any
 import torch
 
 from cabochon.cache_lengths import PREFILL_LENGTH
+from cabochon.draft_length import LONGEST_DRAFT
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.attention_litert import WINDOWED_ATTENTION
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
@@ -45,6 +49,10 @@ from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import TextConfig
 
 LAYERS = "model.language_model."
+VERIFY = "verify"
+LEAST_DRAFTS = 3
+"""One run verifies: two to five positions of E2B's output matrix take the same time (x86, 4 bits: 1.2 to 1.4 times one;
+nine 2.6 times), and XNNPACK's kernels for Arm take four at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +64,26 @@ class BuiltLitertDecoder:
     head: FilledMatrix
 
 
-class _CappedDecode(torch.nn.Module):
-    """A decoding step with the soft cap that litert-torch 0.10 leaves to the reader, and LiteRT-LM leaves out."""
+class _Head(torch.nn.Module):
+    """A decoding step with its output matrix.
 
-    def __init__(self, step: torch.nn.Module, cap: float) -> None:
+    And with the soft cap that litert-torch 0.10 leaves to the reader, and LiteRT-LM leaves out.
+    """
+
+    def __init__(self, step: torch.nn.Module, matrix: torch.nn.Module, cap: float, gives_hidden_states: bool) -> None:
         super().__init__()
-        self._step, self._cap = step, cap
+        self._step, self._matrix, self._cap = step, matrix, cap
+        self._gives_hidden_states = gives_hidden_states
 
     def forward(self, embeddings: Any, per_layer_embeddings: Any, input_pos: Any, kv_cache: Any, mask: Any) -> Any:
         """See the module's description."""
         outputs = self._step(embeddings, per_layer_embeddings, input_pos, kv_cache, mask)
-        if self._cap:
-            outputs["logits"] = self._cap * torch.tanh(outputs["logits"] / self._cap)
+        # The step's own head hands them on.
+        hidden_states = outputs["logits"]
+        logits = self._matrix(hidden_states)
+        outputs["logits"] = self._cap * torch.tanh(logits / self._cap) if self._cap else logits
+        if self._gives_hidden_states:
+            outputs["hidden_states"] = hidden_states
         return outputs
 
 
@@ -77,8 +93,12 @@ def build_litert_decoder(
     settings: LinearSettings,
     cache_lengths: Sequence[int],
     path: Path,
+    verified_positions: int = 0,
 ) -> BuiltLitertDecoder:
     """Write the decoder to a file.
+
+    Args:
+        verified_positions: of which one run is to give logits and hidden states, for a drafter; 0 without one.
 
     Raises:
         CheckpointError: the model has no per-layer embeddings.
@@ -91,14 +111,23 @@ def build_litert_decoder(
     with patched_transformers("gemma4"):
         model = build_model(checkpoint, "text_config", WINDOWED_ATTENTION)
         places = _take_places(model, checkpoint, head)
-        cap = config.final_logit_softcap
-        signatures = [each for length in cache_lengths for each in _signatures(model, checkpoint.folder, length, cap)]
+        output_matrix, model.lm_head = model.lm_head, torch.nn.Identity()
+        exporter = _Exporter(model, output_matrix, checkpoint.folder, config.final_logit_softcap, verified_positions)
+        signatures = [each for length in cache_lengths for each in exporter.signatures(length)]
         if len(cache_lengths) == 1:
             signatures = [replace(each, name=each.name.partition("_cache_")[0]) for each in signatures]
         with patch_builtin_tuple_for_export():
             matrices, filled = write_graph(signatures, places, checkpoint, settings, path)
     (head_filled,) = (place for place, matrix in zip(filled, matrices, strict=True) if matrix.tensor == head)
     return BuiltLitertDecoder(_caches(config), matrices, head_filled)
+
+
+def verified_positions(recommended_drafts: int) -> int:
+    """Of which one run is to give logits: those of as many drafts as a drafter's checkpoint recommends, and one more.
+
+    Fewer drafts fill it up, more take several runs.
+    """
+    return 1 + min(max(recommended_drafts, LEAST_DRAFTS), LONGEST_DRAFT)
 
 
 def decode_signature(cache_lengths: Sequence[int]) -> str:
@@ -117,24 +146,44 @@ def _take_places(model: Any, checkpoint: Checkpoint, head: str) -> Places:
     return places
 
 
-def _signatures(model: Any, folder: Path, cache_length: int, cap: float) -> list[Signature]:
-    export = ExportableModuleConfig(
-        model=str(folder),
-        task=ExportTask.TEXT_GENERATION,
-        externalize_embedder=True,
-        single_token_embedder=True,
-        prefill_lengths=[min(PREFILL_LENGTH, cache_length)],
-        cache_length=cache_length,
-        quantization_recipe=None,
-    )
-    config = model.config.text_config
-    prefill, step = PrefillModule(model, export), DecodeModule(model, export)
-    modules = {prefill: prefill.get_sample_inputs(config), _CappedDecode(step, cap): step.get_sample_inputs(config)}
-    return [
-        Signature(f"{name}_cache_{cache_length}", module, inputs)
-        for module, signatures in modules.items()
-        for name, (inputs, _) in signatures.items()
-    ]
+@dataclass(frozen=True, slots=True)
+class _Exporter:
+    """Makes the signatures of caches of one length."""
+
+    model: Any
+    output_matrix: torch.nn.Module
+    folder: Path
+    cap: float
+    verified_positions: int
+
+    def signatures(self, cache_length: int) -> list[Signature]:
+        """Prefill and decode, and verify for a drafter."""
+        config, count = self.model.config.text_config, self.verified_positions
+        prefill = PrefillModule(self.model, self._settings(cache_length, min(PREFILL_LENGTH, cache_length)))
+        step = DecodeModule(self.model, self._settings(cache_length, 1))
+        head = _Head(step, self.output_matrix, self.cap, gives_hidden_states=count > 0)
+        modules = [(prefill, prefill.get_sample_inputs(config)), (head, step.get_sample_inputs(config))]
+        if count:
+            # Such a run takes what a prefill of as many positions takes.
+            several = PrefillModule(self.model, self._settings(cache_length, min(count, cache_length)))
+            inputs = several.get_sample_inputs(config).values()
+            modules.append((head, {f"{VERIFY}_{count}": each for each in inputs}))
+        return [
+            Signature(f"{name}_cache_{cache_length}", module, inputs)
+            for module, signatures in modules
+            for name, (inputs, _) in signatures.items()
+        ]
+
+    def _settings(self, cache_length: int, positions: int) -> Any:
+        return ExportableModuleConfig(
+            model=str(self.folder),
+            task=ExportTask.TEXT_GENERATION,
+            externalize_embedder=True,
+            single_token_embedder=True,
+            prefill_lengths=[positions],
+            cache_length=cache_length,
+            quantization_recipe=None,
+        )
 
 
 def _caches(config: TextConfig) -> tuple[KeyValueCache, ...]:

@@ -14,26 +14,34 @@ Inputs and outputs (B the model's hidden size, R rows of a cache, N candidates, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
 from cabochon.manifest import AppliedPrecision, Graph
-from cabochon_convert.checkpoint import Checkpoint, CheckpointError
+from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.drafter_config import ClusteredHead, DrafterConfig
+from cabochon_convert.drafter_matrices import (
+    CENTROIDS,
+    POST_PROJECTION,
+    PRE_PROJECTION,
+    PREFIX,
+    TABLE,
+    describe_applied,
+    drafter_settings,
+    read_ordering,
+    rotation_frequencies,
+)
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
 from cabochon_convert.linear_onnx import LinearWriter
 from cabochon_convert.matrices import LinearSettings, MatrixRows, apply_precision
 from cabochon_convert.quantize import Precision, quantize_matrix
-from cabochon_convert.recipes import EMBEDDING, FLOAT, HEAD, INT8, Recipe, Rule
+from cabochon_convert.recipes import FLOAT
 from cabochon_convert.text_config import LayerConfig
 
-_MODEL = "model.language_model."
-_PREFIX = "model."
-_TABLE = "model.embed_tokens.weight"
-_OWN_MATRICES = ("pre_projection.weight", "post_projection.weight", "masked_embedding.centroids.weight")
 ROWS = {"sliding": "W", "full": "C"}
 
 
@@ -42,7 +50,7 @@ class BuiltDrafter:
     """What the manifest has to say about a drafter."""
 
     graph: Graph
-    applied: dict[str, AppliedPrecision]
+    applied: Mapping[str, AppliedPrecision]
 
 
 def build_drafter(checkpoint: Checkpoint, config: DrafterConfig, settings: LinearSettings, path: Path) -> BuiltDrafter:
@@ -50,29 +58,7 @@ def build_drafter(checkpoint: Checkpoint, config: DrafterConfig, settings: Linea
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, drafter_settings(settings))
         _DrafterBuilder(graph, writer, checkpoint, config).build()
-        applied = {f"drafter.{name}": replace(each, tensor=f"drafter.{name}") for name, each in writer.applied.items()}
-        return BuiltDrafter(graph.finish(), applied)
-
-
-def drafter_settings(settings: LinearSettings) -> LinearSettings:
-    """The rules for the model's matrices, for the drafter's of the same names.
-
-    A drafter has neither integers of its own nor calibration data: 8 bits, or the search for scales, take their place.
-    """
-    recipe = settings.recipe
-    listed = (Rule(_MODEL + "*", INT8), Rule(EMBEDDING, INT8)) if recipe.keeps_integers else recipe.rules
-    rules = []
-    for rule in listed:
-        precision = rule.precision
-        if precision.algorithm == "gptq":
-            precision = replace(precision, algorithm="mse", symmetric=True)
-        if rule.pattern in (EMBEDDING, HEAD):
-            rules.append(Rule(_TABLE, precision))
-        elif rule.pattern.startswith(_MODEL):
-            rules.append(Rule(_PREFIX + rule.pattern.removeprefix(_MODEL), precision))
-        if rule.pattern == _MODEL + "*":
-            rules += [Rule(name, precision) for name in _OWN_MATRICES]
-    return LinearSettings(Recipe(recipe.name, tuple(rules)), settings.accuracy_level)
+        return BuiltDrafter(graph.finish(), describe_applied(writer.applied.values()))
 
 
 class _DrafterBuilder:
@@ -93,13 +79,13 @@ class _DrafterBuilder:
             graph.input(f"values_{layer.kind}", "float32", shape)
             self._write_rotation(layer)
         both = graph.node("Concat", states, "states", {"axis": -1})
-        hidden = self._writer.linear(both, MatrixRows.whole("pre_projection.weight", size, 2 * target), "projected")
+        hidden = self._writer.linear(both, MatrixRows.whole(PRE_PROJECTION, size, 2 * target), "projected")
         for index, layer in enumerate(self._text.layers):
             hidden = self._layer(index, layer, hidden)
         hidden = self._norm(hidden, "norm.weight", size, "final_norm")
-        self._writer.linear(hidden, MatrixRows.whole("post_projection.weight", target, size), "next_hidden")
+        self._writer.linear(hidden, MatrixRows.whole(POST_PROJECTION, target, size), "next_hidden")
         if self._config.clusters is None:
-            self._writer.head(hidden, MatrixRows.whole(_TABLE, self._text.vocabulary_size, size), "logits")
+            self._writer.head(hidden, MatrixRows.whole(TABLE, self._text.vocabulary_size, size), "logits")
             graph.output("logits", "float32", (1, 1, self._text.vocabulary_size))
         else:
             self._clustered_head(hidden, self._config.clusters)
@@ -108,10 +94,7 @@ class _DrafterBuilder:
     def _write_rotation(self, layer: LayerConfig) -> None:
         """Cosines and sines [1, head size / 2] of the position; whole turns are taken off in double precision."""
         graph, kind, size = self._graph, layer.kind, layer.head_size
-        rope = self._text.rope[kind]
-        frequencies = np.zeros(size // 2)
-        rotated = int(rope.rotated_fraction * size // 2)
-        frequencies[:rotated] = rope.theta ** -(np.arange(0, 2 * rotated, 2) / size)
+        frequencies = rotation_frequencies(self._text.rope[kind], size)
         position = graph.node("Cast", ["position"], f"position.{kind}", {"to": TensorProto.DOUBLE})
         frequency = graph.weight(f"frequencies.{kind}", frequencies[None])
         angles = graph.node("Mul", [position, frequency], f"angles.{kind}")
@@ -132,7 +115,7 @@ class _DrafterBuilder:
         fed = self._feed_forward(index, layer, normed)
         fed = self._norm(fed, f"{name}.post_feedforward_layernorm.weight", size, f"{name}.feed_forward_output")
         hidden = graph.node("Add", [hidden, fed], f"{name}.after_feed_forward")
-        scalar = f"{_PREFIX}{name}.layer_scalar"
+        scalar = f"{PREFIX}{name}.layer_scalar"
         graph.weight(scalar, self._checkpoint.read(scalar, (1,)))
         return graph.node("Mul", [hidden, scalar], f"{name}.output")
 
@@ -173,12 +156,12 @@ class _DrafterBuilder:
         """Logits of the tokens of the clusters whose centroids fit best, clusters lying together in the data file."""
         graph, size = self._graph, self._text.hidden_size
         each = self._text.vocabulary_size // head.clusters
-        centroids = MatrixRows.whole("masked_embedding.centroids.weight", head.clusters, size)
+        centroids = MatrixRows.whole(CENTROIDS, head.clusters, size)
         fits = self._writer.linear(hidden, centroids, "clusters.fits")
         count = graph.constant("clusters.count", [head.chosen], np.int64)
         _, chosen = graph.multi_node("TopK", [fits, count], ["clusters.best", "clusters.chosen"])
         chosen = graph.node("Reshape", [chosen, graph.constant("shape.flat", [-1], np.int64)], "clusters.flat")
-        ordering = self._read_ordering()
+        ordering = read_ordering(self._checkpoint, self._text.vocabulary_size)
         tokens = graph.weight("clusters.tokens", ordering.reshape(head.clusters, each))
         candidates = graph.node("Gather", [tokens, chosen], "clusters.candidates", {"axis": 0})
         graph.node("Reshape", [candidates, graph.constant("shape.flat", [-1], np.int64)], "candidates")
@@ -192,22 +175,22 @@ class _DrafterBuilder:
     def _cluster_rows(self, ordering: np.ndarray, chosen: str, head: ClusteredHead, each: int) -> str:
         """Rows of the output matrix, as numbers: 8 bits where the recipe has integers, which Cast unpacks fastest."""
         graph, text = self._graph, self._text
-        rule = self._writer.precision(_TABLE, (text.vocabulary_size, text.hidden_size))
-        table = self._checkpoint.read(_TABLE, (text.vocabulary_size, text.hidden_size))[ordering]
+        rule = self._writer.precision(TABLE, (text.vocabulary_size, text.hidden_size))
+        table = self._checkpoint.read(TABLE, (text.vocabulary_size, text.hidden_size))[ordering]
         if not rule.is_integer:
-            self._writer.applied[_TABLE] = apply_precision(_TABLE, FLOAT)
-            graph.weight(_TABLE, table.reshape(head.clusters, each, text.hidden_size))
-            return graph.node("Gather", [_TABLE, chosen], "clusters.values", {"axis": 0})
+            self._writer.applied[TABLE] = apply_precision(TABLE, FLOAT)
+            graph.weight(TABLE, table.reshape(head.clusters, each, text.hidden_size))
+            return graph.node("Gather", [TABLE, chosen], "clusters.values", {"axis": 0})
         precision = Precision(8, rule.block_size)
-        self._writer.applied[_TABLE] = apply_precision(_TABLE, precision)
+        self._writer.applied[TABLE] = apply_precision(TABLE, precision)
         rounded = quantize_matrix(table, precision)
         blocks = (head.clusters, each, -1)
         # Turning the highest bit around makes two's complements of unsigned integers around 128.
         values = (rounded.values ^ np.uint8(0x80)).view(np.int8).reshape(*blocks, rule.block_size)
-        graph.weight(f"{_TABLE}.values", values)
-        graph.weight(f"{_TABLE}.scales", rounded.scales.reshape(*blocks, 1))
-        picked = graph.node("Gather", [f"{_TABLE}.values", chosen], "clusters.integers", {"axis": 0})
-        scales = graph.node("Gather", [f"{_TABLE}.scales", chosen], "clusters.scales", {"axis": 0})
+        graph.weight(f"{TABLE}.values", values)
+        graph.weight(f"{TABLE}.scales", rounded.scales.reshape(*blocks, 1))
+        picked = graph.node("Gather", [f"{TABLE}.values", chosen], "clusters.integers", {"axis": 0})
+        scales = graph.node("Gather", [f"{TABLE}.scales", chosen], "clusters.scales", {"axis": 0})
         numbers = graph.node("Cast", [picked], "clusters.numbers", {"to": TensorProto.FLOAT})
         rows = graph.node("Mul", [numbers, scales], "clusters.values")
         return self._without_filling(rows, rounded.scales.shape[1] * rule.block_size)
@@ -221,18 +204,8 @@ class _DrafterBuilder:
         first, last, axis = (graph.constant(f"rows.{value}", [value], np.int64) for value in (0, size, 1))
         return graph.node("Slice", [flat, first, last, axis], f"{rows}.cut")
 
-    def _read_ordering(self) -> np.ndarray:
-        """Tokens, cluster after cluster."""
-        count = self._text.vocabulary_size
-        ordering = self._checkpoint.read_integers("masked_embedding.token_ordering", (count,), "I64")
-        if not np.array_equal(np.sort(ordering), np.arange(count)):
-            raise CheckpointError(
-                "the drafter's tensor masked_embedding.token_ordering does not list each token once: download it again."
-            )
-        return ordering.astype(np.int64)
-
     def _norm(self, x: str, tensor: str, size: int, output: str) -> str:
-        return self._writer.norm(x, _PREFIX + tensor, size, output, self._text.norm_epsilon)
+        return self._writer.norm(x, PREFIX + tensor, size, output, self._text.norm_epsilon)
 
     def _matrix(self, tensor: str, outputs: int, inputs: int) -> MatrixRows:
-        return MatrixRows.whole(_PREFIX + tensor, outputs, inputs)
+        return MatrixRows.whole(PREFIX + tensor, outputs, inputs)

@@ -18,7 +18,8 @@ from cabochon_convert.audio_encoder_litert import (
 )
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
-from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature
+from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature, verified_positions
+from cabochon_convert.drafter_litert import build_litert_drafter
 from cabochon_convert.drafter_source import DrafterSource
 from cabochon_convert.embedder_litert import build_embedder, table_of_matrix
 from cabochon_convert.flatbuffer_litert import describe_graph
@@ -48,13 +49,12 @@ def build_litert_engine(
     drafter: DrafterSource | None = None,
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write LiteRT graphs into a folder; returns what the manifest says about them."""
-    if drafter is not None:
-        raise ValueError("drafters are not for litert")
     text, context_length = config.text, draft.text.context_length
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
     lengths = cache_lengths(context_length)
-    decoder = build_litert_decoder(checkpoint, text, settings, lengths, folder / "decoder.tflite")
+    verified = verified_positions(drafter.recommended_drafts) if drafter else 0
+    decoder = build_litert_decoder(checkpoint, text, settings, lengths, folder / "decoder.tflite", verified)
     matrices = list(decoder.matrices)
     rows, columns = text.vocabulary_size, text.hidden_size
     scale = float(columns**0.5)
@@ -78,6 +78,14 @@ def build_litert_engine(
     if draft.vision is not None:
         vision = _build_vision(checkpoint, draft.vision, settings, folder, progress)
     matrices += (*audio.matrices, *vision.matrices)
+    applied = {matrix.tensor: matrix.applied for matrix in matrices}
+    built_drafter = None
+    if drafter is not None:
+        progress.start("drafter", drafter.checkpoint.size, "B")
+        built_drafter = build_litert_drafter(
+            drafter.checkpoint, drafter.config, settings, lengths, folder / "drafter.tflite"
+        )
+        applied |= built_drafter.applied
     engine = Engine(
         decoder=describe_graph(folder / "decoder.tflite", decode_signature(lengths)),
         caches=decoder.caches,
@@ -87,8 +95,8 @@ def build_litert_engine(
         vision_projector=vision.projector,
         token_embeddings=tokens,
         per_layer_embeddings=per_layer,
+        drafter=drafter.describe(built_drafter.graph) if drafter and built_drafter else None,
     )
-    applied = {matrix.tensor: matrix.applied for matrix in matrices}
     return engine, tuple(applied[name] for name in sorted(applied))
 
 

@@ -21,6 +21,7 @@ class GraphWriter:
         self._model.buffers = [schema.BufferT()]
         self._model.subgraphs, self._model.signatureDefs = [], []
         self._subgraph = _empty_subgraph()
+        self._buffers: dict[bytes, int] = {}
 
     def tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
         """A new tensor; returns its number."""
@@ -31,18 +32,23 @@ class GraphWriter:
         return len(self._subgraph.tensors) - 1
 
     def constant(self, name: str, values: np.ndarray) -> int:
-        """A tensor of given values; returns its number."""
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(values.tobytes(), np.uint8)
-        self._model.buffers.append(buffer)
+        """A tensor of given values; returns its number. The same values are stored once."""
+        content = values.tobytes()
+        if content not in self._buffers:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(content, np.uint8)
+            self._model.buffers.append(buffer)
+            self._buffers[content] = len(self._model.buffers) - 1
         kind = schema.TensorType.INT32 if values.dtype == np.int32 else schema.TensorType.FLOAT32
-        return self.tensor(name, values.shape, kind, len(self._model.buffers) - 1)
+        return self.tensor(name, values.shape, kind, self._buffers[content])
 
-    def operator(self, code: int, inputs: Sequence[int], output: int, options: tuple[int, Any] | None = None) -> None:
-        """A node with one output."""
+    def operator(
+        self, code: int, inputs: Sequence[int], output: int | Sequence[int], options: tuple[int, Any] | None = None
+    ) -> None:
+        """A node with one output, or several."""
         operator = schema.OperatorT()
         operator.opcodeIndex = self._code(code)
-        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array([output], np.int32)
+        operator.inputs, operator.outputs = np.array(inputs, np.int32), np.array(np.atleast_1d(output), np.int32)
         if options is not None:
             operator.builtinOptionsType, operator.builtinOptions = options
         self._subgraph.operators.append(operator)

@@ -18,6 +18,7 @@ from cabochon.backend import (
     refuse_unfitting_rows,
     rows_needed,
 )
+from cabochon.backend_litert_drafter import LitertDrafter
 from cabochon.backend_litert_models import (
     LIBRARY,
     call_signature,
@@ -33,6 +34,7 @@ from cabochon.vision_model import VisionModel
 
 UNSEEN = -1e4
 """Added to the score of a position that must not be attended to."""
+HIDDEN_STATES = "hidden_states"
 PAST, NEXT = "past_", "next_"
 """How names of states begin, as inputs and as what they become."""
 SHORTEST_PADDED_SHARE = 8
@@ -45,7 +47,11 @@ def open_litert_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
-    return Session(LitertDecoder(package, engine, settings), encoder, LIBRARY)
+    decoder, drafter = LitertDecoder(package, engine, settings), None
+    if engine.drafter is not None:
+        model = load_model(package, engine.drafter.graph, settings)
+        drafter = LitertDrafter(model, engine.drafter.cache_layers, decoder)
+    return Session(decoder, encoder, LIBRARY, drafter)
 
 
 def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> LitertVisionEncoder:
@@ -80,6 +86,8 @@ class LitertDecoder:
         self._caches = engine.caches
         self._earliest_position = 0
         self._logits = np.zeros((0, text.vocabulary_size), np.float32)
+        self.hidden_states: Float32Array = np.zeros((0, text.hidden_size), np.float32)
+        """See `Drafter.hidden_states`; only where the package has a drafter."""
 
     @property
     def capacity(self) -> int:
@@ -107,18 +115,29 @@ class LitertDecoder:
         self._make_room(position, count)
         per_layer = per_layer_inputs.reshape(count, *self._layer_shape)
         if len(self._logits) != logits_to_keep:
-            self._logits = np.empty((logits_to_keep, self._logits.shape[1]), np.float32)
+            self._logits, self.hidden_states = (
+                np.empty((logits_to_keep, each.shape[1]), np.float32) for each in (self._logits, self.hidden_states)
+            )
         done, silent = 0, count - logits_to_keep
         while done < silent:
             run = self._current.fitting(silent - done, position + done)
             rows = slice(done, min(done + run.length, silent))
             run.start(inputs_embeds[rows], per_layer[rows], position + done)
             done = rows.stop
-        for index in range(logits_to_keep):
-            row = slice(silent + index, silent + index + 1)
-            self._current.decode.start(inputs_embeds[row], per_layer[row], position + row.start)
-            self._logits[index] = self._current.decode.logits()
+        while done < count:
+            run = self._current.answering(count - done, position + done)
+            rows = slice(done, min(done + run.length, count))
+            run.start(inputs_embeds[rows], per_layer[rows], position + done)
+            run.read_outputs(self._logits[done - silent : rows.stop - silent], "logits")
+            if run.gives_hidden_states:
+                run.read_outputs(self.hidden_states[done - silent : rows.stop - silent], HIDDEN_STATES)
+            done = rows.stop
         return self._logits
+
+    def bound_caches(self, layer: int) -> tuple[int, Any, Any]:
+        """The length of the caches in use, and where the keys and values of a layer's lie."""
+        cache = next(cache for cache in self._caches if cache.layer == layer)
+        return self._current.length, self._current.buffer(cache.past_key), self._current.buffer(cache.past_value)
 
     def read_caches(self, end: int) -> CacheRows:
         """See `Decoder.read_caches`."""
@@ -162,22 +181,31 @@ class _Steps:
         self.length = int(mask[-1])
 
     @property
-    def decode(self) -> _Run:
-        """The run of one position."""
-        return self._all_runs()[0]
-
-    @property
     def shortest_run(self) -> int:
-        """Positions of the shortest run of several; 1 where there is none."""
-        return next((run.length for run in self._all_runs()[1:]), 1)
+        """Positions of the shortest silent run; 1 where there is none."""
+        return next((run.length for run in self._all_runs() if not run.gives_logits), 1)
 
     def fitting(self, count: int, position: int) -> _Run:
         """The shortest that takes so many positions, or the longest; single steps where rows would leave the cache."""
-        # A padded run writes rows behind its last position, and beyond the end it would write over older ones.
-        fitting = [run for run in self._all_runs()[1:] if position + run.length <= self.length]
+        fitting = self._with_room(position, gives_logits=False)
         if not fitting or count * SHORTEST_PADDED_SHARE < fitting[0].length:
-            return self.decode
+            return self.answering(1, position)
         return next((run for run in fitting if run.length >= count), fitting[-1])
+
+    def answering(self, count: int, position: int) -> _Run:
+        """The same of those that give logits, of which one takes a single position."""
+        fitting = self._with_room(position, gives_logits=True)
+        return next((run for run in fitting if run.length >= count), fitting[-1])
+
+    def _with_room(self, position: int, *, gives_logits: bool) -> list[_Run]:
+        # A padded run writes rows behind its last position, and beyond the end it would write over older ones.
+        runs = (run for run in self._all_runs() if position + run.length <= self.length)
+        return [run for run in runs if run.gives_logits == gives_logits]
+
+    def buffer(self, name: str) -> Any:
+        """Of one cache."""
+        self._all_runs()
+        return self._caches[name]
 
     def copy_caches(self, shorter: _Steps, count: int) -> None:
         """Take over the first positions of shorter caches."""
@@ -237,8 +265,7 @@ class _Run:
         own = {name: model.create_input_buffer_by_name(key, name) for name in inputs if name not in caches}
         self._inputs = own | {name: caches[name] for name in inputs if name in caches}
         self._outputs = {name: caches.get(name) or model.create_output_buffer_by_name(key, name) for name in outputs}
-        logits = model.get_output_tensor_details(key).get("logits")
-        self._vocabulary_size = logits["shape"][-1] if logits else 0
+        self.gives_logits, self.gives_hidden_states = "logits" in outputs, HIDDEN_STATES in outputs
 
     def start(self, embeddings: Float32Array, per_layer: Float32Array, position: int) -> None:
         """Run it; fewer rows than it has are filled up."""
@@ -256,10 +283,9 @@ class _Run:
             self._inputs[name].write(values)
         self._model.run_by_name(self._key, self._inputs, self._outputs)
 
-    def logits(self) -> Float32Array:
-        """Of a run of one position: [vocabulary]."""
-        logits: Float32Array = self._outputs["logits"].read(self._vocabulary_size, np.float32)
-        return logits
+    def read_outputs(self, rows: Float32Array, name: str) -> None:
+        """Fill an array [positions, values] with an output of the first positions."""
+        rows[:] = self._outputs[name].read(rows.size, np.float32).reshape(rows.shape)
 
     def _see(self, position: int) -> None:
         """Each row of the mask sees everything up to its own position."""

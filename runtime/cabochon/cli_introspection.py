@@ -160,6 +160,7 @@ def _facts(package: Package) -> dict[str, object]:
         storage = f"at {applied.bits} bit" + (f" in blocks of {applied.block_size}" if applied.block_size else "")
         counts[storage] = counts.get(storage, 0) + 1
     audio = manifest.audio
+    drafter = next((engine.drafter for engine in manifest.engines.values() if engine.drafter), None)
     return {
         "checkpoint": manifest.source.name,
         "revision": manifest.source.revision,
@@ -171,6 +172,8 @@ def _facts(package: Package) -> dict[str, object]:
         "weight_matrices": [f"{count} {storage}" for storage, count in sorted(counts.items())],
         "skipped_tensors": len(manifest.source.skipped_tensors),
         "engines": list(manifest.engines),
+        "drafter": drafter.source.name if drafter else None,
+        "recommended_drafts": drafter.recommended_drafts or None if drafter else None,
         "layers": manifest.text.layer_count,
         "hidden_size": manifest.text.hidden_size,
         "vocabulary_size": manifest.text.vocabulary_size,

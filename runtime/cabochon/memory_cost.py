@@ -15,7 +15,7 @@ from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
 from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
-from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
+from cabochon.manifest import TABLE_STORAGE_BITS, Engine, Graph, Manifest
 from cabochon.sliding_cache import sliding_capacity
 
 FLOAT_BYTES = 4
@@ -52,6 +52,7 @@ class Parts:
     runtime: int
     """Interpreter, engine and tokenizer."""
     decoder_weights: int
+    """And those of a drafter."""
     caches: int
     """Keys and values of all positions of the context."""
     activations: int
@@ -137,7 +138,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
     capacity = choose_capacity(EngineSettings(context_length=context_length), manifest.text.context_length)
     graphs = manifest.engines[engine]
     runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
-    stored = _weights(manifest, graphs.decoder)
+    stored = sum(_weights(manifest, graph) for graph in _text_graphs(graphs))
     weights = round(WEIGHTS_FACTOR[engine] * stored)
     heard = _part_weights(manifest, engine, (graphs.audio_encoder, graphs.audio_projector))
     seen = _part_weights(manifest, engine, (graphs.vision_encoder, graphs.vision_projector))
@@ -171,10 +172,13 @@ def weight_cache_bytes(manifest: Manifest, engine: str) -> int:
     if engine != "litert":
         return 0
     graphs = manifest.engines[engine]
-    parts = (
-        graphs.decoder, graphs.audio_encoder, graphs.audio_projector, graphs.vision_encoder, graphs.vision_projector,
-    )  # fmt: skip
-    return sum(_weights(manifest, graph) for graph in parts if graph)
+    encoders = (graphs.audio_encoder, graphs.audio_projector, graphs.vision_encoder, graphs.vision_projector)
+    return sum(_weights(manifest, graph) for graph in (*_text_graphs(graphs), *encoders) if graph)
+
+
+def _text_graphs(engine: Engine) -> list[Graph]:
+    """The decoder, and its drafter where it has one."""
+    return [engine.decoder, *([engine.drafter.graph] if engine.drafter else [])]
 
 
 def _size(manifest: Manifest, path: str) -> int:

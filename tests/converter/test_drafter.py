@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import CONVERT, assert_refused, run_command
+from commands import CABOCHON, CONVERT, assert_refused, run_command
 from random_checkpoint import small_config
 from random_drafter import drafter_config, random_drafter, write_drafter
 from refusals import refused
 
 import cabochon
+from cabochon.engines import ENGINES
 from cabochon.errors import RequestError
 from cabochon.manifest import manifest_from_text, manifest_to_text
 from cabochon.package import open_package
@@ -105,6 +106,21 @@ def test_a_package_says_what_its_drafter_is_and_where_it_came_from(
     assert manifest_from_text(manifest_to_text(manifest), "here") == manifest
 
 
+def test_a_package_for_litert_says_the_same_of_its_drafter(drafting_litert_package: Path) -> None:
+    manifest = open_package(drafting_litert_package).manifest
+    described = manifest.engines["litert"].drafter
+    assert described is not None
+    assert described.graph.file == "drafter.tflite"
+    assert (described.source.name, described.recommended_drafts) == ("drafter", 2)
+    assert described.cache_layers == {"sliding": 3, "full": 2}
+    assert described.source.skipped_tensors == ()
+    applied = [each.tensor for each in manifest.recipe.precisions if each.tensor.startswith("drafter.")]
+    assert len(applied) == 4 * 5 + 4
+    facts = json.loads(run_command(CABOCHON, "info", drafting_litert_package, "--json").stdout)
+    assert (facts["drafter"], facts["recommended_drafts"]) == ("drafter", 2)
+    assert facts["file_sizes"]["drafter.tflite"] > 0
+
+
 def test_a_package_without_a_drafter_has_no_key_for_it(random_package: Path) -> None:
     engine = json.loads((random_package / "manifest.json").read_text())["engines"]["onnx"]
     assert "drafter" not in engine
@@ -138,10 +154,9 @@ def test_a_drafter_stored_in_bfloat16_is_the_same_at_float(random_checkpoint: Pa
 
 def test_the_command_refuses_what_cannot_be_in_one_sentence(drafter: Path, tmp_path: Path) -> None:
     model = "models/tiny"
-    result = run_command(CONVERT, model, tmp_path / "package", "--drafter", drafter)
-    assert_refused(result, "hidden size is 64", "160")
-    result = run_command(CONVERT, model, tmp_path / "package", "--drafter", drafter, "--target", "litert")
-    assert_refused(result, "--drafter", "onnx only")
+    for engine in ENGINES:
+        result = run_command(CONVERT, model, tmp_path / "package", "--drafter", drafter, "--target", engine)
+        assert_refused(result, "hidden size is 64", "160")
     result = run_command(CONVERT, model, tmp_path / "package", "--drafter-revision", "main")
     assert_refused(result, "--drafter-revision")
     result = run_command(CONVERT, model, tmp_path / "package", "--drafter", "models/tiny")

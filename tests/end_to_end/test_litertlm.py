@@ -7,15 +7,16 @@ from pathlib import Path
 
 import litert_lm
 import pytest
+from ai_edge_litert.compiled_model import CompiledModel
 from commands import CONVERT, assert_refused, run_command
-from conftest import TINY
+from conftest import DRAFTING_CACHES, TINY
 from litert_lm import Backend, Engine, SamplerConfig
 from refusals import refused
 
 import cabochon
 from cabochon.package import open_package
 from cabochon.prompt import Message, transcription_instruction, translation_instruction
-from cabochon_convert.bundle_litertlm import write_litertlm
+from cabochon_convert.bundle_litertlm import _decoder, write_litertlm
 from cabochon_convert.package import OutputError
 
 GREEDY = SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
@@ -64,6 +65,14 @@ def test_a_sound_is_transcribed_and_translated(engine: Engine, tiny_litert_float
     assert answer(engine, {"role": "user", "content": content}).strip() == transcript
     content[0] = {"type": "text", "text": translation_instruction(prompts, "English", "German")}
     assert "German: Wir müssen 7" in answer(engine, {"role": "user", "content": content})
+
+
+def test_a_bundle_leaves_out_what_only_a_drafter_needs(drafting_litert_package: Path, tmp_path: Path) -> None:
+    package = open_package(drafting_litert_package)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cabochon_convert.bundle_litertlm.cache_lengths", lambda _: DRAFTING_CACHES)
+        path = _decoder(package, DRAFTING_CACHES[-1], tmp_path)
+    assert set(CompiledModel.from_file(str(path)).get_signature_list()) == {"prefill_128", "decode"}
 
 
 def test_a_file_that_exists_is_not_replaced(bundle: Path, tiny_litert_float_package: Path) -> None:

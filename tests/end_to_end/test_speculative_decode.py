@@ -20,7 +20,7 @@ from cabochon.backend import Drafter, EngineSettings, Guess, Session
 from cabochon.decode import decode, prefill
 from cabochon.draft_length import DraftCounts, DraftLength
 from cabochon.embedder import Embedder, open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.package import Package, open_package
 from cabochon.sampling import Sampler, SamplingSettings
 from cabochon.speculative_decode import Speculation, decode_with_drafts
@@ -61,7 +61,8 @@ class Opened:
 
 def open_all(folder: Path) -> Opened:
     package = open_package(folder)
-    return Opened(package, open_session(package, "onnx", EngineSettings(threads=1)), open_embedder(package, "onnx"))
+    engine = choose_engine(package)
+    return Opened(package, open_session(package, engine, EngineSettings(threads=1)), open_embedder(package, engine))
 
 
 def prompts(count: int, seed: int) -> Iterator[list[int]]:
@@ -87,8 +88,12 @@ def write_informed_drafter(folder: Path, checkpoint: Path, plain: Path, seed: in
     return write_drafter(folder, own, pair_drafter(own, likeliest, table))
 
 
-@pytest.fixture(scope="module")
-def uninformed(random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+@pytest.fixture(scope="module", params=["onnx", "litert"])
+def uninformed(
+    request: pytest.FixtureRequest, random_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Opened:
+    if request.param == "litert":
+        return open_all(request.getfixturevalue("drafting_litert_package"))
     folder = tmp_path_factory.mktemp("uninformed")
     config = drafter_config(small_config())
     drafter = write_drafter(folder / "drafter", config, random_drafter(config))

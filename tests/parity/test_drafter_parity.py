@@ -13,10 +13,10 @@ import transformers
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 from random_drafter import drafter_config, random_drafter, write_drafter
 
-from cabochon.backend import Drafter, EngineSettings
+from cabochon.backend import Drafter, EngineSettings, Session
 from cabochon.decode import prefill
 from cabochon.embedder import Embedder, open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import choose_engine, open_session
 from cabochon.package import open_package
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
 from cabochon_convert.recipes import RECIPES
@@ -35,8 +35,11 @@ class Pair:
     assistant: Any
 
 
-@pytest.fixture(scope="module", params=["clusters", "several heads, no clusters", "one head"])
+@pytest.fixture(scope="module", params=["clusters", "several heads, no clusters", "one head", "litert"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    if request.param == "litert":
+        package, checkpoint = map(request.getfixturevalue, ("drafting_litert_package", "random_checkpoint"))
+        return Pair(package, read_target(checkpoint), random_drafter(drafter_config(small_config())))
     folder = tmp_path_factory.mktemp("drafters")
     config = small_config(num_key_value_heads=1 if request.param == "one head" else 2)
     checkpoint = write_random_checkpoint(folder / "checkpoint", config, RandomWeights())
@@ -44,14 +47,22 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     assistant = random_drafter(own)
     drafter = write_drafter(folder / "drafter", own, assistant)
     convert_checkpoint(checkpoint, folder / "package", ConversionSettings(RECIPES["float"], drafter=drafter))
-    target = transformers.Gemma4ForConditionalGeneration.from_pretrained(str(checkpoint), dtype=torch.float32).eval()
-    return Pair(folder / "package", target, assistant)
+    return Pair(folder / "package", read_target(checkpoint), assistant)
+
+
+def read_target(checkpoint: Path) -> Any:
+    return transformers.Gemma4ForConditionalGeneration.from_pretrained(str(checkpoint), dtype=torch.float32).eval()
+
+
+def open_graphs(folder: Path) -> tuple[Session, Embedder]:
+    package = open_package(folder)
+    engine = choose_engine(package)
+    return open_session(package, engine, EngineSettings()), open_embedder(package, engine)
 
 
 def run_ours(package: Path, tokens: list[int], token: int, guesses: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Logits of all tokens (those of no candidates are not a number) and hidden states, guess by guess."""
-    opened = open_package(package)
-    session, embedder = open_session(opened, "onnx", EngineSettings()), open_embedder(opened, "onnx")
+    session, embedder = open_graphs(package)
     drafter = session.drafter
     assert drafter is not None
     prefill(session.decoder, embedder.embed(tokens))
@@ -115,8 +126,7 @@ def test_guesses_are_those_of_the_reference(pair: Pair, length: int) -> None:
 
 def test_a_guess_does_not_depend_on_what_was_rejected_before(pair: Pair) -> None:
     tokens = np.random.default_rng(1).integers(300, 3000, 80).tolist()
-    opened = open_package(pair.package)
-    session, embedder = open_session(opened, "onnx", EngineSettings()), open_embedder(opened, "onnx")
+    session, embedder = open_graphs(pair.package)
     drafter = session.drafter
     assert drafter is not None
     prefill(session.decoder, embedder.embed(tokens[:70]))

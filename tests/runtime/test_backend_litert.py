@@ -16,7 +16,15 @@ import pytest
 from commands import run_command
 from hypothesis import given
 from hypothesis import strategies as st
-from litert_decoder import HIDDEN, LAYERS, VOCABULARY, WIDTH, expected_logits, write_package
+from litert_decoder import (
+    HIDDEN,
+    LAYERS,
+    VOCABULARY,
+    WIDTH,
+    expected_hidden_state,
+    expected_logits,
+    write_package,
+)
 from refusals import refused
 
 from cabochon.backend import LONGEST_RUN, EngineSettings
@@ -36,8 +44,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 
 
 @pytest.fixture(scope="module")
-def shared_decoder(package: Package) -> LitertDecoder:
-    return open_decoder(package)
+def drafting_package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    return write_package(tmp_path_factory.mktemp("drafting"), RUNS, CONTEXT_LENGTH, verified=3)
+
+
+@pytest.fixture(scope="module", params=["package", "drafting_package"])
+def shared_decoder(request: pytest.FixtureRequest) -> LitertDecoder:
+    return open_decoder(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -71,11 +84,18 @@ class Chat:
             end = position + count - logits_to_keep + 1 + index
             wanted = expected_logits(self.embeddings[:end], self.per_layer[:end])
             assert np.array_equal(found[index], wanted), f"position {end - 1} of {position} to {position + count}"
+            if self.decoder._current.answering(1, 0).gives_hidden_states:
+                hidden = self.decoder.hidden_states[index]
+                assert np.array_equal(hidden, expected_hidden_state(self.embeddings[:end]))
 
 
 @pytest.fixture
 def calls(decoder: LitertDecoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The signatures that the decoder has run."""
+    return note_calls(decoder, monkeypatch)
+
+
+def note_calls(decoder: LitertDecoder, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     model: Any = decoder._model
     run = model.run_by_name
@@ -143,6 +163,40 @@ def test_a_rest_far_shorter_than_any_run_is_run_one_by_one(decoder: LitertDecode
     calls.clear()
     chat.run(22, 3)
     assert calls == ["prefill_16_cache_64", "decode_cache_64"]
+
+
+def test_drafts_are_verified_in_one_run_and_longer_ones_in_several(
+    drafting_package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = open_decoder(drafting_package)
+    calls = note_calls(decoder, monkeypatch)
+    chat = Chat(decoder)
+    chat.run(0, 20)
+    assert calls == ["prefill_16_cache_64", "prefill_16_cache_64", "decode_cache_64"]
+    calls.clear()
+    chat.run(20, 3, 3)
+    assert calls == ["verify_3_cache_64"]
+    calls.clear()
+    # Of these the first two were accepted; a run is filled up for two more.
+    chat.run(22, 5, 5)
+    assert calls == ["verify_3_cache_64"] * 2
+    assert decoder.shortest_run == 16
+
+
+def test_drafts_near_the_end_of_a_cache_are_verified_one_by_one(
+    drafting_package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = open_decoder(drafting_package)
+    calls = note_calls(decoder, monkeypatch)
+    chat = Chat(decoder)
+    chat.run(0, 6)
+    calls.clear()
+    # A filled up run of three would write row 8, which the cache has not.
+    chat.run(6, 2, 2)
+    assert calls == ["decode_cache_8"] * 2
+    calls.clear()
+    chat.run(7, 3, 3)
+    assert calls == ["verify_3_cache_16"]
 
 
 def test_the_shortest_run_of_several_positions_is_known(decoder: LitertDecoder, tmp_path: Path) -> None:
