@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from cabochon.answer import Answer, Statistics, Translation
+from cabochon.answer import Answer, Statistics, StatisticsSum, Translation
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
 from cabochon.backend import CacheRows, EngineSettings
 from cabochon.cache_file import CACHE_FORMAT
 from cabochon.constrained_decoding import AnswerFormat, GrammarReader
-from cabochon.conversation import Conversation, load_conversation
+from cabochon.conversation import Conversation, load_conversation, remember
 from cabochon.decode import decode, prefill, require_room
 from cabochon.draft_length import DraftCounts, choose_draft_length
 from cabochon.embedder import PromptEmbeddings, open_embedder
@@ -28,10 +28,10 @@ from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import AudioError, RequestError
 from cabochon.generation import Generation
 from cabochon.held_context import HeldContext
-from cabochon.image import ScaledImage
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, cache_folder, hash_file, open_package
+from cabochon.perceived import Perceived, join_embeddings, join_marks, mark_of
 from cabochon.prompt import (
     Message,
     PromptWriter,
@@ -40,14 +40,14 @@ from cabochon.prompt import (
     translation_instruction,
 )
 from cabochon.sampling import Sampler, SamplingSettings
-from cabochon.sight import Sight, SightSettings
+from cabochon.sight import Seen, Sight, SightSettings, flatten
 from cabochon.speculative_decode import Speculation, decode_with_drafts
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.stop_strings import StopStrings
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
 from cabochon.tools import Tool
-from cabochon.video import ScaledVideo
+from cabochon.vision_model import VisionModel
 from cabochon.wav import Sound, read_sound
 from cabochon.written_form import FormReader
 
@@ -62,16 +62,15 @@ class _Prompt:
     tokens: tuple[int, ...]
     prefix: int
     """Tokens that many prompts begin with."""
-    audio_embeddings: Float32Array | None
-    image_embeddings: Float32Array | None
-    marks: tuple[int, ...]
-    """Of the tokens of images: no two images have the same."""
+    heard: Sequence[Perceived]
+    seen: Sequence[Perceived]
+    """Images, and frames of videos."""
     conversation: Conversation | None = None
 
-    def contents(self, image_token: int | None) -> tuple[int, ...]:
-        """The tokens, but for those of images, which become their marks."""
-        marks = iter(self.marks)
-        return tuple(next(marks) if token == image_token else token for token in self.tokens)
+    def contents(self, audio_token: int | None, image_token: int | None) -> tuple[int, ...]:
+        """The tokens, but for those of sounds and images, which become their marks."""
+        marks = {audio_token: iter(join_marks(self.heard)), image_token: iter(join_marks(self.seen))}
+        return tuple(next(marks[token], token) if token in marks else token for token in self.tokens)
 
 
 class Model:
@@ -96,6 +95,7 @@ class Model:
         vision = package.manifest.vision
         self._sight = Sight(vision, lambda: open_vision_encoder(package, engine, settings)) if vision else None
         self._answers_started = 0
+        self._spent = StatisticsSum()
         # The decoder writes into one cache and one set of buffers.
         self._lock = threading.Lock()
 
@@ -167,7 +167,7 @@ class Model:
 
         Args:
             max_tokens: longest answer, thoughts included.
-            sound: what the one message with `has_audio` holds.
+            sound: what the one message with `has_audio`, and nothing `heard`, holds.
             stop: texts at which the answer ends; they are no part of it.
             thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
             conversation: that asks, see `start_conversation`.
@@ -180,7 +180,7 @@ class Model:
         Raises:
             RequestError: what is asked for cannot be; nothing has run then.
         """
-        places = sum(message.has_audio for message in messages)
+        places = sum(message.has_audio and message.heard is None for message in messages)
         if places != (sound is not None):
             raise RequestError(
                 f"{places} messages have a sound and {int(sound is not None)} was given: expected one of each, or none."
@@ -207,6 +207,11 @@ class Model:
         """A copy of what is held of a conversation."""
         with self._lock:
             return self._context.read() if self._conversation is conversation else conversation.waiting
+
+    @property
+    def spent(self) -> Statistics:
+        """What all answers so far have cost together, those to parts of long sounds and notes of summaries included."""
+        return self._spent.total()
 
     @property
     def context_length(self) -> int:
@@ -238,26 +243,29 @@ class Model:
     ) -> Answer:
         statistics = Statistics()
         note = ""
-        audio_embeddings = image_embeddings = None
-        seen = self._look(messages, sight)
+        looked_at = self._look(messages, sight)
+        now = None
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
             started = time.perf_counter()
-            audio_embeddings = self._encode(clip)
+            now = self._encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
-        count = 0 if audio_embeddings is None else len(audio_embeddings)
-        tokens = self._prompts.write(messages, count, wish.form.tools, seen, thinking=wish.thinking is not False)
-        marks: tuple[int, ...] = ()
-        if seen and self._sight is not None:
+        heard = [each for message in messages if message.has_audio and (each := message.heard or now)]
+        counts = [each.tokens for each in heard]
+        tokens = self._prompts.write(messages, counts, wish.form.tools, looked_at, thinking=wish.thinking is not False)
+        seen = []
+        if looked_at and self._sight is not None:
             require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
             started = time.perf_counter()
-            image_embeddings, marks = self._sight.encode(seen)
+            seen = self._sight.encode(looked_at)
             statistics.encode_seconds += time.perf_counter() - started
+        if conversation is not None:
+            conversation.perceived(remember(messages, seen, heard))
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
         thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
-        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, image_embeddings, marks, conversation)
+        prompt = _Prompt(tuple(tokens), len(prefix), heard, flatten(seen), conversation)
         return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts, wish.form.calls)
 
     def _hear(self, sound: SoundSource) -> Sound:
@@ -275,7 +283,7 @@ class Model:
             )
         return Sound(sound.astype(np.float32), audio.sample_rate, "")
 
-    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[ScaledImage | ScaledVideo]:
+    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[Seen]:
         if self._sight is not None:
             return self._sight.read(messages, settings)
         if any(message.images or message.videos for message in messages) or settings != DEFAULT_SIGHT:
@@ -284,14 +292,14 @@ class Model:
             )
         return []
 
-    def _encode(self, clip: Sound) -> Float32Array:
-        """wav → frames → audio encoder: embeddings [tokens, hidden]."""
+    def _encode(self, clip: Sound) -> Perceived:
+        """wav → frames → audio encoder → embeddings."""
         encoder = self._session.audio_encoder
         frames = self.audio_model.make_frames(clip.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {clip.seconds * 1000:.0f} ms, too short to hold speech.")
         assert encoder is not None  # a manifest with audio but without encoder is refused by audio_model
-        return encoder.encode(frames)
+        return Perceived(encoder.encode(frames).copy(), mark_of("sound", clip.waveform))
 
     @property
     def audio_model(self) -> AudioModel:
@@ -317,8 +325,8 @@ class Model:
             start = self._begin(prompt)
             rest = self._embed_from(start, prompt)
             logits = prefill(decoder, rest, start)
-            if prompt.audio_embeddings is None:
-                self._context.was_run(prompt.contents(self._image_token))
+            if not prompt.prefix:
+                self._context.was_run(self._contents(prompt))
             statistics.prefill_seconds = time.perf_counter() - started
         yield from self._decoded(logits, len(tokens), wish, statistics, turn, thoughts, tokens)
 
@@ -346,26 +354,29 @@ class Model:
 
     def _begin(self, prompt: _Prompt) -> int:
         """From which position on a prompt has to be run: what the decoder holds of it is kept."""
-        if prompt.audio_embeddings is None:
-            return self._context.keep(prompt.contents(self._image_token))
+        if not prompt.prefix:
+            return self._context.keep(self._contents(prompt))
         self._context.forget()
         self._prefixes.run(prompt.tokens[: prompt.prefix])
         return prompt.prefix
 
-    @property
-    def _image_token(self) -> int | None:
-        vision = self.package.manifest.vision
-        return vision.soft_token if vision else None
+    def _contents(self, prompt: _Prompt) -> tuple[int, ...]:
+        audio, vision = self.package.manifest.audio, self.package.manifest.vision
+        return prompt.contents(audio.soft_token if audio else None, vision.soft_token if vision else None)
 
     def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
         """The part of a prompt that is to be run."""
-        manifest, images = self.package.manifest, prompt.image_embeddings
-        if images is not None:
-            left = images[prompt.tokens[:start].count(self._image_token) :]
-            images = left if len(left) else None
-        return self._embedder.embed(
-            prompt.tokens[start:], manifest.audio, prompt.audio_embeddings, manifest.vision, images
-        )
+
+        def left(model: AudioModel | VisionModel | None, perceived: Sequence[Perceived]) -> Float32Array | None:
+            embeddings = join_embeddings(perceived)
+            if model is None or embeddings is None:
+                return None
+            embeddings = embeddings[prompt.tokens[:start].count(model.soft_token) :]
+            return embeddings if len(embeddings) else None
+
+        audio, vision = self.package.manifest.audio, self.package.manifest.vision
+        tokens, heard, seen = prompt.tokens[start:], left(audio, prompt.heard), left(vision, prompt.seen)
+        return self._embedder.embed(tokens, audio, heard, vision, seen)
 
     def _decoded(
         self,
@@ -383,6 +394,7 @@ class Model:
             thoughts: where they are gathered.
             tokens: of the prompt.
         """
+        self._spent.begin(statistics)
         manifest, thoughts = self.package.manifest, thoughts or Thoughts(self._tokenizer)
         softcap, form = manifest.text.final_logit_softcap, wish.form
         suppressed = (*manifest.sampling.suppress_tokens, *form.suppressed)
