@@ -162,7 +162,7 @@ def _facts(package: Package) -> dict[str, object]:
         storage = f"at {applied.bits} bit" + (f" in blocks of {applied.block_size}" if applied.block_size else "")
         counts[storage] = counts.get(storage, 0) + 1
     audio = manifest.audio
-    drafters = [engine.drafter for engine in manifest.engines.values() if engine.drafter]
+    drafter = next((engine.drafter for engine in manifest.engines.values() if engine.drafter), None)
     return {
         "checkpoint": manifest.source.name,
         "revision": manifest.source.revision,
@@ -174,6 +174,8 @@ def _facts(package: Package) -> dict[str, object]:
         "weight_matrices": [f"{count} {storage}" for storage, count in sorted(counts.items())],
         "skipped_tensors": len(manifest.source.skipped_tensors),
         "engines": list(manifest.engines),
+        "drafter": drafter.source.name if drafter else None,
+        "recommended_drafts": drafter.recommended_drafts or None if drafter else None,
         "layers": manifest.text.layer_count,
         "hidden_size": manifest.text.hidden_size,
         "vocabulary_size": manifest.text.vocabulary_size,
@@ -181,8 +183,6 @@ def _facts(package: Package) -> dict[str, object]:
         "audio_seconds": audio.max_samples / audio.sample_rate if audio else None,
         "audio_sample_rate": audio.sample_rate if audio else None,
         "image_tokens": list(manifest.vision.soft_token_budgets) if manifest.vision else None,
-        "drafter": drafters[0].source.name if drafters else None,
-        "drafter_engines": [name for name, engine in manifest.engines.items() if engine.drafter] or None,
         "tools_and_forms": _constraints(),
         "files": len(manifest.files),
         "size_bytes": package.size,

@@ -67,7 +67,7 @@ VOICE_DETECTOR = Library(
 )
 CONSTRAINTS = Library("llguidance", "llguidance", "tools, and answers in a form", "pip install '.[constraints]'")
 OPTIONAL_LIBRARIES = (
-    Library("PIL", "pillow", "images", "pip install pillow"),
+    Library("PIL", "pillow", "images", "pip install '.[onnx]'"),
     Library("av", "av", "video files", "pip install '.[video]'"),
     CONSTRAINTS,
 )

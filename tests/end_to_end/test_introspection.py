@@ -37,7 +37,7 @@ def test_info_tells_what_a_package_costs_in_memory_for_the_context_that_is_asked
         "cache_bytes_per_1000_positions", "mapped_bytes", "loading_bytes", "text_bytes", "sound_bytes", "image_bytes",
         "everything_bytes", "drafter_weights_bytes", "drafter_activations_bytes",
     }  # fmt: skip
-    assert facts["drafter"] is facts["drafter_engines"] is None
+    assert facts["drafter"] is facts["recommended_drafts"] is None
     assert memory["drafter_weights_bytes"] == memory["drafter_activations_bytes"] == 0
     assert re.match(r"llguidance \d+\.\d+.*, for tools", str(facts["tools_and_forms"]))
     assert memory["computed"] is True
