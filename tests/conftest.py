@@ -121,7 +121,7 @@ def drafting_litert_package(random_checkpoint: Path, tmp_path_factory: pytest.Te
     config = drafter_config(small_config())
 
     def make(folder: Path) -> None:
-        drafter = write_drafter(tmp_path_factory.mktemp("drafter"), config, random_drafter(config))
+        drafter = write_drafter(tmp_path_factory.mktemp("drafter") / "drafter", config, random_drafter(config))
         settings = ConversionSettings(
             RECIPES["float"], target="litert", text_only=True, drafter=drafter, context_length=DRAFTING_CACHES[-1]
         )

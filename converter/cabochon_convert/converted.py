@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.backend import LONGEST_RUN, EngineSettings
+from cabochon.backend import LONGEST_RUN, EngineSettings, VisionEncoder
 from cabochon.decode import decode, prefill
 from cabochon.embedder import PromptEmbeddings, open_embedder
-from cabochon.engines import open_session
+from cabochon.engines import open_session, open_vision_encoder
 from cabochon.package import Package
 from cabochon.sampling import Sampler, SamplingSettings, soft_cap
 from cabochon.tokenizer import Tokenizer
@@ -22,6 +22,8 @@ class ConvertedModel:
 
     def __init__(self, package: Package, engine: str) -> None:
         self.manifest = package.manifest
+        self._package, self._engine = package, engine
+        self._vision_encoder: VisionEncoder | None = None
         self._session = open_session(package, engine, EngineSettings())
         self._embedder = open_embedder(package, engine)
         self.tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))
@@ -30,6 +32,12 @@ class ConvertedModel:
         """Frames [frames, values] to embeddings [tokens, hidden]."""
         assert self._session.audio_encoder is not None  # a package without one has no clips to be asked about
         return self._session.audio_encoder.encode(frames)
+
+    def image_embeddings(self, patches: Float32Array) -> Float32Array:
+        """Patches [rows, columns, values] to embeddings [tokens, hidden]; the encoder is loaded at the first image."""
+        if self._vision_encoder is None:
+            self._vision_encoder = open_vision_encoder(self._package, self._engine, EngineSettings())
+        return self._vision_encoder.encode(patches)
 
     def logits(self, prompt: Prompt, keep: int) -> Float32Array:
         """Soft-capped logits of the last positions: [keep, vocabulary]."""

@@ -17,6 +17,7 @@ import numpy as np
 from cabochon.arrays import Float32Array
 from cabochon.manifest import Sampling
 from cabochon_convert.layers_onnx import LayerOutputs
+from cabochon_convert.made_up_images import MadeUpImage
 from cabochon_convert.package import OutputError
 from cabochon_convert.questions import Prompt, Question
 from cabochon_convert.reference import ReferenceModel
@@ -51,6 +52,15 @@ class AnswerRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """An image, and what the checkpoint makes of it."""
+
+    image: MadeUpImage
+    embeddings: Float32Array
+    """[tokens, hidden]"""
+
+
+@dataclass(frozen=True, slots=True)
 class ReferenceRecord:
     """Everything that packages are held against."""
 
@@ -58,6 +68,7 @@ class ReferenceRecord:
     answers: tuple[AnswerRecord, ...]
     layer_prompt: Prompt
     layers: LayerOutputs
+    images: tuple[ImageRecord, ...] = ()
 
 
 class LogitStore:

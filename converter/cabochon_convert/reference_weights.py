@@ -37,6 +37,7 @@ except ImportError as error:
 TOKEN_TABLE = "model.language_model.embed_tokens"
 TABLES = (TOKEN_TABLE, "model.language_model.embed_tokens_per_layer")
 DECODER_LAYERS, AUDIO_LAYERS = "model.language_model.layers", "model.audio_tower.layers"
+VISION_PARTS = ("model.vision_tower.", "model.embed_vision.")
 # 100 MB of float32 in E2B.
 HEAD_ROWS_AT_ONCE = 1 << 14
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -88,6 +89,19 @@ def load_model(checkpoint: CheckpointSource | Path, memory: int, on_layer: Calla
             weights.stay()
     for module in (*decoder_layers.values(), *audio_layers.values()):
         module.register_forward_hook(lambda *_: on_layer())
+    return model.eval()
+
+
+def load_vision(checkpoint: CheckpointSource | Path) -> Any:
+    """transformers' Gemma 4 of which only the vision tower and its projection have weights, in float32, ready to see.
+
+    Raises:
+        CheckpointError: see `load_model`.
+    """
+    store = _Store(checkpoint)
+    model = _build_without_weights(store.folder, with_vision=True)
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name.startswith(VISION_PARTS)}
+    model.load_state_dict({name: store.read(name, shape) for name, shape in shapes.items()}, strict=False, assign=True)
     return model.eval()
 
 
@@ -227,11 +241,12 @@ class _HeadInParts(torch.nn.Module):
         return torch.cat([torch.nn.functional.linear(hidden, part) for part in parts], dim=-1)
 
 
-def _build_without_weights(checkpoint: Path) -> Any:
+def _build_without_weights(checkpoint: Path, *, with_vision: bool = False) -> Any:
     """The model on the meta device; only what no checkpoint holds (frequencies, scales, soft caps) has values."""
     config = transformers.AutoConfig.from_pretrained(str(checkpoint))
-    config.vision_config = None
-    for part in (config, config.text_config, config.audio_config):
+    if not with_vision:
+        config.vision_config = None
+    for part in (config, config.text_config, config.audio_config, config.vision_config):
         if part is not None:
             part.dtype = torch.float32
     with torch.device("meta"):

@@ -26,6 +26,19 @@ class AudioComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageComparison:
+    """Image embeddings of one image."""
+
+    image: str
+    """What it shows, and its size."""
+    tokens: int
+    relative_error: float
+    """Largest absolute difference over the largest absolute value of the reference."""
+    cosine: float
+    """Smallest cosine between an embedding and the reference's."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogitComparison:
     """Logits of one prompt, at every position, and the greedy continuation."""
 
@@ -54,6 +67,8 @@ class Report:
     tolerance: float | None
     """Largest relative error allowed; None where the recipe rounds weights, so that errors are measured, not judged."""
     audio: tuple[AudioComparison, ...]
+    images: tuple[ImageComparison, ...]
+    """None where the package does not see."""
     logits: tuple[LogitComparison, ...]
     layers: LayerErrors
     tasks: tuple[TaskFidelity, ...]
@@ -63,7 +78,8 @@ class Report:
         """Whether everything is within the tolerance."""
         if self.tolerance is None:
             return True
-        errors = [c.relative_error for c in self.audio] + [c.relative_error for c in self.logits]
+        errors = [c.relative_error for c in self.audio] + [c.relative_error for c in self.images]
+        errors += [c.relative_error for c in self.logits]
         same = all(comparison.greedy_agreement == comparison.greedy_tokens for comparison in self.logits)
         return same and all(error <= self.tolerance for error in errors)
 
@@ -71,8 +87,9 @@ class Report:
         """The worst of each figure, for the command line."""
         lines = {}
         if self.audio:
-            error, cosine = max(c.relative_error for c in self.audio), min(c.cosine for c in self.audio)
-            lines["audio embeddings"] = f"relative error {error:.2g}, cosine {cosine:.5f} at worst"
+            lines["audio embeddings"] = _embedding_summary(self.audio)
+        blind = "not compared: the package has no vision encoder"
+        lines["image embeddings"] = _embedding_summary(self.images) if self.images else blind
         error, farthest = max(c.relative_error for c in self.logits), max(c.divergence for c in self.logits)
         lines["logits"] = f"relative error {error:.2g}, divergence {farthest:.2g} nats at worst"
         agreed, tokens = (sum(getattr(c, name) for c in self.logits) for name in ("greedy_agreement", "greedy_tokens"))
@@ -139,6 +156,11 @@ def _rates(report: Report) -> list[Rates]:
 
 def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+def _embedding_summary(comparisons: Sequence[AudioComparison | ImageComparison]) -> str:
+    error, cosine = max(c.relative_error for c in comparisons), min(c.cosine for c in comparisons)
+    return f"relative error {error:.2g}, cosine {cosine:.5f} at worst"
 
 
 def _task_summary(task: TaskFidelity) -> str:

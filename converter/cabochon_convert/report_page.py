@@ -38,6 +38,8 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 td small { display: block; color: var(--quiet) }
 """
 
+BLIND = "<p><small>The package has no vision encoder: no images were compared.</small></p>"
+
 
 def render_page(report: dict[str, Any]) -> str:
     """The page for the content of a report.json."""
@@ -50,6 +52,7 @@ def render_page(report: dict[str, Any]) -> str:
         f'<div class="plots">{"".join(_comparison(report))}</div>',
         "<h2>Where the error comes from</h2>",
         f'<div class="plots">{"".join(_errors(report))}</div>',
+        *([] if report["images"] else [BLIND]),
         *answers_section(report["tasks"]),
     ]
     return (
@@ -202,6 +205,9 @@ def _errors(report: dict[str, Any]) -> list[str]:
         plots.append(
             figure("audio", "Audio embeddings by length of the clip", "largest relative error", bar_chart(bars))
         )
+    if report["images"]:
+        bars = [Bar(row["image"], row["relative_error"], f"{row['relative_error']:.2g}") for row in report["images"]]
+        plots.append(figure("images", "Image embeddings by image", "largest relative error", bar_chart(bars)))
     bars = [Bar(row["prompt"], row["relative_error"], f"{row['relative_error']:.2g}") for row in report["logits"]]
     plots.append(figure("logits", "Logits by prompt", "largest relative error at any position", bar_chart(bars)))
     return plots

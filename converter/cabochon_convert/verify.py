@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,21 @@ from cabochon_convert.evaluation_data import EvaluationData
 from cabochon_convert.fidelity import TaskFidelity, agreement, compare_answer, divergence, summarize
 from cabochon_convert.layers_onnx import LayerErrors, layer_errors, read_layer_outputs
 from cabochon_convert.lora import hash_adapter
+from cabochon_convert.made_up_images import MadeUpImage, made_up_images
 from cabochon_convert.package import REPORT_NAME, REPORT_PAGE_NAME
 from cabochon_convert.progress import Progress
 from cabochon_convert.questions import Question, QuestionWriter, made_up_clips
 from cabochon_convert.reference import ReferenceModel
-from cabochon_convert.reference_record import LogitStore, ProbeRecord, ReferenceRecord, record_reference
-from cabochon_convert.report import AudioComparison, LogitComparison, Report, checkpoint_figures, package_figures
+from cabochon_convert.reference_record import ImageRecord, LogitStore, ProbeRecord, ReferenceRecord, record_reference
+from cabochon_convert.reference_vision import VisionReference
+from cabochon_convert.report import (
+    AudioComparison,
+    ImageComparison,
+    LogitComparison,
+    Report,
+    checkpoint_figures,
+    package_figures,
+)
 from cabochon_convert.report_page import render_page
 from cabochon_convert.source import CheckpointSource, local_source, open_source
 
@@ -62,8 +71,11 @@ def verify_packages(
     _refuse_another_adapter(packages[0], source)
     writer = QuestionWriter(min(packages, key=lambda package: package.manifest.text.context_length))
     questions = writer.questions(data or EvaluationData("English"))
+    images = made_up_images([package.manifest.vision for package in packages if package.manifest.vision])
     with LogitStore(folders[0]) as store:
+        seen = _show_reference(source, images, progress)
         record = _ask_reference(source, packages[0].manifest, writer, questions, store, progress)
+        record = replace(record, images=seen)
         compared = [_compare_package(package, record, store, progress) for package in packages]
     figures = (
         checkpoint_figures(open_source(source), compared[0]),
@@ -117,6 +129,17 @@ def _refuse_another_adapter(package: Package, source: CheckpointSource) -> None:
         )
 
 
+def _show_reference(
+    source: CheckpointSource, images: Sequence[MadeUpImage], progress: Progress
+) -> tuple[ImageRecord, ...]:
+    """What the checkpoint makes of images; its eyes are in memory before the rest is."""
+    if not images:
+        return ()
+    embeddings = VisionReference(source, progress).embeddings([image.patches for image in images])
+    gc.collect()
+    return tuple(ImageRecord(*pair) for pair in zip(images, embeddings, strict=True))
+
+
 def _ask_reference(
     source: CheckpointSource,
     manifest: Manifest,
@@ -137,13 +160,19 @@ def _ask_reference(
 def _compare_package(package: Package, record: ReferenceRecord, store: LogitStore, progress: Progress) -> Report:
     manifest = package.manifest
     rounds = any(applied.block_size for applied in manifest.recipe.precisions)
-    progress.start(f"comparing {package.folder.name}", 1 + len(record.probes) + len(record.answers), "comparison")
+    images = record.images if manifest.vision else ()
+    count = 1 + len(images) + len(record.probes) + len(record.answers)
+    progress.start(f"comparing {package.folder.name}", count, "comparison")
     engine = choose_engine(package)
     layers = LayerErrors((), ())
     if engine == "onnx":  # graphs of LiteRT cannot be asked for what lies between layers
         layers = layer_errors(read_layer_outputs(package, record.layer_prompt), record.layers)
     progress.advance(1)
     converted = ConvertedModel(package, engine)
+    seen = []
+    for image in images:
+        seen.append(_compare_image(converted, image))
+        progress.advance(1)
     audio, logits = [], []
     for probe in record.probes:
         if probe.audio_embeddings is not None:
@@ -159,6 +188,7 @@ def _compare_package(package: Package, record: ReferenceRecord, store: LogitStor
         size=package.size,
         tolerance=None if rounds else FLOAT_TOLERANCE,
         audio=tuple(audio),
+        images=tuple(seen),
         logits=tuple(logits),
         layers=layers,
         tasks=tuple(_compare_tasks(converted, record, store, progress)),
@@ -181,12 +211,21 @@ def _compare_audio(
     converted: ConvertedModel, clip: Float32Array, theirs: Float32Array, audio: AudioModel
 ) -> AudioComparison:
     ours = converted.audio_embeddings(clip)
-    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     return AudioComparison(
         seconds=len(clip) * audio.frontend.hop_length / audio.sample_rate,
         tokens=len(theirs),
         relative_error=_relative_error(ours, theirs),
-        cosine=float(((ours * theirs).sum(axis=1) / norms).min()),
+        cosine=_least_cosine(ours, theirs),
+    )
+
+
+def _compare_image(converted: ConvertedModel, record: ImageRecord) -> ImageComparison:
+    ours, theirs = converted.image_embeddings(record.image.patches), record.embeddings
+    return ImageComparison(
+        image=record.image.name,
+        tokens=len(theirs),
+        relative_error=_relative_error(ours, theirs),
+        cosine=_least_cosine(ours, theirs),
     )
 
 
@@ -207,3 +246,8 @@ def _compare_logits(converted: ConvertedModel, probe: ProbeRecord, theirs: Float
 
 def _relative_error(ours: Float32Array, theirs: Float32Array) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def _least_cosine(ours: Float32Array, theirs: Float32Array) -> float:
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    return float(((ours * theirs).sum(axis=1) / norms).min())

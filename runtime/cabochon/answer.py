@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cabochon.draft_length import DraftCounts
 from cabochon.errors import CabochonError
@@ -50,6 +50,40 @@ class Statistics:
     def tokens_per_second(self) -> float:
         """Speed of the decode loop."""
         return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
+
+
+class StatisticsSum:
+    """What all answers of a model have cost together, the one that comes included."""
+
+    def __init__(self) -> None:
+        self._ended = Statistics()
+        self._latest = Statistics()
+
+    def begin(self, statistics: Statistics) -> None:
+        """Another answer begins."""
+        self._ended, self._latest = self.total(), statistics
+
+    def total(self) -> Statistics:
+        """As of now; whether an answer is complete is not summed up."""
+        one, other = self._ended, self._latest
+        return Statistics(
+            audio_seconds=one.audio_seconds + other.audio_seconds,
+            encode_seconds=one.encode_seconds + other.encode_seconds,
+            prompt_positions=one.prompt_positions + other.prompt_positions,
+            prefill_seconds=one.prefill_seconds + other.prefill_seconds,
+            new_tokens=one.new_tokens + other.new_tokens,
+            decode_seconds=one.decode_seconds + other.decode_seconds,
+            drafts=_sum_drafts(one.drafts, other.drafts),
+        )
+
+
+def _sum_drafts(one: DraftCounts | None, other: DraftCounts | None) -> DraftCounts | None:
+    if one is None or other is None:
+        found = one or other
+        return replace(found) if found else None
+    # What a token takes without drafts was measured over all of them; 0 where it is not known yet.
+    seconds = other.plain_seconds or one.plain_seconds
+    return DraftCounts(one.drafted + other.drafted, one.accepted + other.accepted, seconds)
 
 
 class Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 
-from cabochon.answer import Statistics
+from cabochon.answer import Statistics, StatisticsSum
 from cabochon.arrays import Float32Array
 from cabochon.backend import Session
 from cabochon.decode import decode
@@ -39,6 +39,8 @@ class AnswerWriter:
         self._tokenizer = tokenizer
         self._manifest = manifest
         self._turns = turns
+        self.spent = StatisticsSum()
+        """On all answers."""
 
     def write(
         self,
@@ -64,6 +66,7 @@ class AnswerWriter:
         Raises:
             RequestError: another answer was started meanwhile.
         """
+        self.spent.begin(statistics)
         thoughts, form = thoughts or Thoughts(self._tokenizer), wish.form
         suppressed = (*self._manifest.sampling.suppress_tokens, *form.suppressed)
         sampler = Sampler(wish.sampling, suppressed, self._manifest.text.final_logit_softcap, tokens)

@@ -1,7 +1,8 @@
 """Files of keys and values: what a decoder remembers of some tokens, to go on after them at another time.
 
 A zip of NumPy arrays (`.npz`, stored as they are, each with a checksum): `model`, the text that says whose they are;
-`tokens`, int64; `about`, any text; `rows_0`, `rows_1`, …, the arrays of `CacheRows`.
+`tokens`, int64; `about`, any text; `rows_0`, `rows_1`, …, the arrays of `CacheRows`; `media_0`, …, embeddings of
+images and sounds among the tokens, in whose places there are marks below 0.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cabochon.arrays import Float32Array
 from cabochon.backend import CacheRows
 from cabochon.errors import PackageError
 from cabochon.package import replace_bytes
@@ -23,9 +26,17 @@ CACHE_FORMAT = 1
 """Rises when the same package gives other keys and values."""
 
 
-def write_cache_file(path: Path, model: str, tokens: Sequence[int], rows: CacheRows, about: str = "") -> None:
+def write_cache_file(
+    path: Path,
+    model: str,
+    tokens: Sequence[int],
+    rows: CacheRows,
+    about: str = "",
+    media: Sequence[Float32Array] = (),
+) -> None:
     """Write what a model remembers of some tokens; OSError where the file cannot be written."""
     arrays: dict[str, Any] = {f"rows_{number}": array for number, array in enumerate(rows.rows)}
+    arrays |= {f"media_{number}": array for number, array in enumerate(media)}
     buffer = io.BytesIO()
     np.savez(buffer, model=np.array(model), about=np.array(about), tokens=np.array(tokens, np.int64), **arrays)
     replace_bytes(path, buffer.getbuffer())
@@ -37,18 +48,39 @@ def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows, str]:
     Raises:
         PackageError: the file is damaged, or of another model.
     """
-    try:
-        # numpy would leave a file open that is no zip.
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            found, about, tokens = str(file["model"]), str(file["about"]), file["tokens"].tolist()
-            names = [name for name in file.files if name.startswith("rows_")]
-            arrays = [file[f"rows_{number}"] for number in range(len(names))]
-    # What numpy and zipfile raise for bytes that are no such file.
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError,
-            NotImplementedError, AttributeError, SyntaxError) as error:  # fmt: skip
-        raise PackageError(f"{path} is not a file of keys and values ({' '.join(str(error).split())}).") from None
+    with _opened(path) as file:
+        found, about, tokens = str(file["model"]), str(file["about"]), file["tokens"].tolist()
+        arrays = _numbered(file, "rows_")
     if found != model:
         raise PackageError(f"{path} belongs to another model or version: make it again.")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
         raise PackageError(f"{path} has no list of tokens.")
     return tokens, CacheRows(len(tokens), tuple(arrays)), about
+
+
+def read_media(path: Path) -> list[np.ndarray]:
+    """Embeddings that were written with the tokens.
+
+    Raises:
+        PackageError: the file is damaged.
+    """
+    with _opened(path) as file:
+        return _numbered(file, "media_")
+
+
+def _numbered(file: Any, name: str) -> list[np.ndarray]:
+    count = sum(each.startswith(name) for each in file.files)
+    return [file[f"{name}{number}"] for number in range(count)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file; whatever reading it raises becomes one sentence."""
+    try:
+        # numpy would leave a file open that is no zip.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            yield file
+    # What numpy and zipfile raise for bytes that are no such file.
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError,
+            NotImplementedError, AttributeError, SyntaxError) as error:  # fmt: skip
+        raise PackageError(f"{path} is not a file of keys and values ({' '.join(str(error).split())}).") from None

@@ -7,9 +7,10 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import cabochon
-from cabochon.answer import Answer
+from cabochon.answer import Answer, Statistics
 from cabochon.engines import ENGINES
 from cabochon.pipeline import Model
 
@@ -111,6 +112,26 @@ def note_cut(answer: Answer) -> None:
     """Say so where an answer was cut."""
     if not answer.statistics.complete:
         print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
+
+
+def statistics_facts(statistics: Statistics, model: Model, load_seconds: float) -> dict[str, object]:
+    """What `--json` tells; drafts are those of all answers that the command asked for."""
+    spent = model.spent
+    return asdict(statistics) | {
+        "load_seconds": load_seconds,
+        "real_time_factor": statistics.real_time_factor,
+        "tokens_per_second": statistics.tokens_per_second,
+        "drafts": asdict(spent.drafts) if spent.drafts else None,
+        "draft_speed_up": spent.draft_speed_up,
+    }
+
+
+def print_drafts(model: Model) -> None:
+    """What the drafts of all answers that the command asked for were worth; nothing without a drafter."""
+    spent = model.spent
+    if spent.drafts is not None:
+        speed_up = f", {spent.draft_speed_up:.2f} times as fast" if spent.draft_speed_up else ""
+        print(f"drafts  {spent.drafts.accepted} of {spent.drafts.drafted} accepted{speed_up}", file=sys.stderr)
 
 
 def print_answer(answer: Answer) -> None:

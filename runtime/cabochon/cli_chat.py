@@ -23,7 +23,7 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 def add_chat_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    chat = commands.add_parser("chat", help="converse in text, about images and videos too")
+    chat = commands.add_parser("chat", help="converse in text, about images, videos and sounds too")
     add_model_arguments(chat, _chat)
     chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
     chat.add_argument("--system", help="instruction that precedes the conversation")
@@ -53,24 +53,25 @@ def add_chat_command(commands: Any) -> None:
     chat.add_argument(
         "--video", action="append", default=[], metavar="FILE", help="video of at most a minute, or a folder of images"
     )
+    chat.add_argument("--sound", metavar="FILE", help="sound of at most half a minute, heard with the first question")
     chat.add_argument("--frame-tokens", type=positive_count, default=0, help="most tokens of a video's frame")
 
 
 def _chat(arguments: argparse.Namespace) -> None:
     tools, answer_format = read_tools(arguments), read_answer_format(arguments)
-    images, videos = arguments.image, arguments.video
-    if arguments.conversation and (images or videos):
-        raise RequestError("a conversation with images cannot be kept in a file: leave --conversation out.")
+    images, videos, sound = arguments.image, arguments.video, arguments.sound
     sight = SightSettings(arguments.image_tokens, arguments.frame_tokens)
     model, _ = load_model(arguments)
     settings = _settings(model, arguments)
     conversation = _conversation(model, arguments)
     for question in _questions(arguments.prompt):
         answer = conversation.ask(
-            question, settings, arguments.max_tokens, stop=arguments.stop, thinking=arguments.think, tools=tools,
-            answer_format=answer_format, images=images, videos=videos, sight=sight,
+            model.quote(question), settings, arguments.max_tokens, stop=arguments.stop, thinking=arguments.think,
+            tools=tools, answer_format=answer_format, images=images, videos=videos, sound=sound, sight=sight,
         )  # fmt: skip
-        images, videos = [], []
+        images, videos, sound = [], [], None
+        if answer.note:
+            print(f"note: {answer.note}", file=sys.stderr)
         _print(answer)
         print_tool_calls(answer)
         note_cut(answer)
@@ -90,7 +91,7 @@ def _settings(model: Model, arguments: argparse.Namespace) -> SamplingSettings:
 def _conversation(model: Model, arguments: argparse.Namespace) -> Conversation:
     path: Path | None = arguments.conversation
     if path is None or not path.exists():
-        return model.start_conversation(arguments.system)
+        return model.start_conversation(model.quote(arguments.system) if arguments.system else None)
     if arguments.system:
         raise RequestError(f"{path} has begun already: leave --system out, or choose another file.")
     return model.load_conversation(path)

@@ -23,7 +23,7 @@ from cabochon.cli_arguments import (
     seconds,
 )
 from cabochon.cli_long_speech import progress_bar
-from cabochon.doctor import Finding, diagnose, gigabytes
+from cabochon.doctor import CONSTRAINTS, Finding, diagnose, gigabytes, judge_library
 from cabochon.energy import EnergyMeter, WattCommand, find_package_counters
 from cabochon.engines import ENGINES
 from cabochon.memory_cost import MemoryCost, compute_memory_cost
@@ -122,6 +122,8 @@ def _cost_lines(cost: MemoryCost) -> dict[str, int]:
         "caches": parts.caches,
         "activations": parts.activations,
         "prompt": parts.prompt,
+        "drafter": parts.drafter_weights,
+        "drafts": parts.drafter_activations,
         "audio encoder": parts.audio_weights,
         "sound": parts.audio_activations,
         "vision encoder": parts.vision_weights,
@@ -181,9 +183,16 @@ def _facts(package: Package) -> dict[str, object]:
         "audio_seconds": audio.max_samples / audio.sample_rate if audio else None,
         "audio_sample_rate": audio.sample_rate if audio else None,
         "image_tokens": list(manifest.vision.soft_token_budgets) if manifest.vision else None,
+        "tools_and_forms": _constraints(),
         "files": len(manifest.files),
         "size_bytes": package.size,
     }
+
+
+def _constraints() -> str:
+    """Whether tools and answers in a form can be asked for on this machine, or what to do."""
+    finding = judge_library(CONSTRAINTS, "warning")
+    return f"{finding.name} {finding.found}{f': {finding.advice}' if finding.advice else ''}"
 
 
 def _bench(arguments: argparse.Namespace) -> None:

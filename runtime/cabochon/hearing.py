@@ -10,6 +10,7 @@ from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.backend import AudioEncoder
 from cabochon.errors import AudioError
+from cabochon.perceived import Perceived, mark_of
 from cabochon.wav import Sound, read_sound
 
 SoundSource = str | os.PathLike[str] | Float32Array
@@ -33,8 +34,8 @@ class Hearing:
             return read_sound(sound, self.audio.sample_rate, self.audio.max_samples)
         return Sound(check_waveform(sound, self.audio.max_samples), self.audio.sample_rate, "")
 
-    def encode(self, sound: Sound) -> Float32Array:
-        """Embeddings [tokens, hidden].
+    def encode(self, sound: Sound) -> Perceived:
+        """What is heard of it.
 
         Raises:
             AudioError: the sound is too short to be heard.
@@ -42,7 +43,7 @@ class Hearing:
         frames = self.audio.make_frames(sound.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {sound.seconds * 1000:.0f} ms, too short to hold speech.")
-        return self.encoder.encode(frames)
+        return Perceived(self.encoder.encode(frames).copy(), mark_of("sound", sound.waveform))
 
 
 def check_waveform(sound: object, max_samples: int | None = None) -> Float32Array:

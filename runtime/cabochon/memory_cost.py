@@ -13,9 +13,10 @@ from math import prod
 from cabochon.audio_model import AudioModel
 from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
 from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.draft_length import AUTOMATIC_LONGEST
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
-from cabochon.manifest import TABLE_STORAGE_BITS, Engine, Graph, Manifest
+from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
 from cabochon.sliding_cache import sliding_capacity
 
 FLOAT_BYTES = 4
@@ -52,7 +53,6 @@ class Parts:
     runtime: int
     """Interpreter, engine and tokenizer."""
     decoder_weights: int
-    """And those of a drafter."""
     caches: int
     """Keys and values of all positions of the context."""
     activations: int
@@ -67,6 +67,10 @@ class Parts:
     """0 where the package does not see."""
     vision_activations: int
     """Of an image of the default budget."""
+    drafter_weights: int = 0
+    """0 where the package has no drafter."""
+    drafter_activations: int = 0
+    """Of its guesses, and of the decoder's logits for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +123,8 @@ class MemoryCost:
     @property
     def _decoding(self) -> int:
         parts = self.parts
-        return parts.runtime + parts.decoder_weights + parts.caches + parts.activations
+        drafter = parts.drafter_weights + parts.drafter_activations
+        return parts.runtime + parts.decoder_weights + parts.caches + parts.activations + drafter
 
 
 def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0) -> MemoryCost:
@@ -138,10 +143,12 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
     capacity = choose_capacity(EngineSettings(context_length=context_length), manifest.text.context_length)
     graphs = manifest.engines[engine]
     runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
-    stored = sum(_weights(manifest, graph) for graph in _text_graphs(graphs))
+    stored = _weights(manifest, graphs.decoder)
     weights = round(WEIGHTS_FACTOR[engine] * stored)
     heard = _part_weights(manifest, engine, (graphs.audio_encoder, graphs.audio_projector))
     seen = _part_weights(manifest, engine, (graphs.vision_encoder, graphs.vision_projector))
+    drafter = _weights(manifest, graphs.drafter.graph) if graphs.drafter else 0
+    drafting = round(WEIGHTS_FACTOR[engine] * drafter)
     parts = Parts(
         runtime=runtime,
         decoder_weights=weights,
@@ -154,16 +161,18 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         else 0,
         vision_weights=seen,
         vision_activations=_vision_activations(manifest, engine) if seen else 0,
+        drafter_weights=drafting,
+        drafter_activations=_drafter_activations(manifest, engine, capacity),
     )
-    is_mapped = engine == "litert"
+    is_mapped, largest = engine == "litert", _largest_matrix(manifest, engine)
     return MemoryCost(
         engine=engine,
         context_length=capacity,
         parts=parts,
         cache_per_1000_positions=1000 * _bytes_per_position(manifest, engine),
         # What is mapped comes with the first run.
-        loading=runtime + (weights - stored if is_mapped else weights + _largest_matrix(manifest, engine)),
-        mapped=stored + heard + seen if is_mapped else 0,
+        loading=runtime + (weights + drafting - stored - drafter if is_mapped else weights + max(largest, drafting)),
+        mapped=stored + heard + seen + drafter if is_mapped else 0,
     )
 
 
@@ -173,12 +182,8 @@ def weight_cache_bytes(manifest: Manifest, engine: str) -> int:
         return 0
     graphs = manifest.engines[engine]
     encoders = (graphs.audio_encoder, graphs.audio_projector, graphs.vision_encoder, graphs.vision_projector)
-    return sum(_weights(manifest, graph) for graph in (*_text_graphs(graphs), *encoders) if graph)
-
-
-def _text_graphs(engine: Engine) -> list[Graph]:
-    """The decoder, and its drafter where it has one."""
-    return [engine.decoder, *([engine.drafter.graph] if engine.drafter else [])]
+    drafter = graphs.drafter.graph if graphs.drafter else None
+    return sum(_weights(manifest, graph) for graph in (graphs.decoder, drafter, *encoders) if graph)
 
 
 def _size(manifest: Manifest, path: str) -> int:
@@ -228,6 +233,20 @@ def _activations(manifest: Manifest, engine: str, capacity: int) -> int:
     positions = min(capacity, LONGEST_RUN if engine == "onnx" else PREFILL_LENGTH)
     row = HIDDEN_COPIES * text.hidden_size + PER_LAYER_COPIES * _per_layer_width(manifest)
     return FLOAT_BYTES * (positions * row + text.vocabulary_size)
+
+
+def _drafter_activations(manifest: Manifest, engine: str, capacity: int) -> int:
+    """Logits of a guess and of the decoder's rows that check it, and copies of the caches that the drafter reads: rows
+    of several heads do not lie together.
+    """
+    drafter = manifest.engines[engine].drafter
+    if drafter is None:
+        return 0
+    read = set(drafter.cache_layers.items())
+    caches = [cache for cache in manifest.engines[engine].caches if (cache.kind, cache.layer) in read]
+    rows = [(cache, min(cache.window or capacity, capacity)) for cache in caches if cache.heads > 1]
+    copies = sum(2 * cache.heads * cache.head_size * count for cache, count in rows)
+    return FLOAT_BYTES * ((1 + AUTOMATIC_LONGEST) * manifest.text.vocabulary_size + copies)
 
 
 def _per_layer_width(manifest: Manifest) -> int:

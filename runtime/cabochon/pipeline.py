@@ -18,7 +18,7 @@ from cabochon.audio_stream import AudioStream
 from cabochon.backend import CacheRows, EngineSettings
 from cabochon.cache_file import CACHE_FORMAT
 from cabochon.constrained_decoding import AnswerFormat, GrammarReader
-from cabochon.conversation import Conversation, load_conversation
+from cabochon.conversation import Conversation, load_conversation, remember
 from cabochon.decode import prefill, require_room
 from cabochon.decoder_turns import DecoderTurns
 from cabochon.draft_length import choose_draft_length
@@ -27,10 +27,10 @@ from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import RequestError
 from cabochon.generation import Generation
 from cabochon.hearing import Hearing, SoundSource
-from cabochon.image import ScaledImage
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, cache_folder, hash_file, open_package
+from cabochon.perceived import Perceived, join_embeddings, join_marks
 from cabochon.prompt import (
     Message,
     PromptWriter,
@@ -39,12 +39,12 @@ from cabochon.prompt import (
     translation_instruction,
 )
 from cabochon.sampling import SamplingSettings
-from cabochon.sight import Sight, SightSettings
+from cabochon.sight import Seen, Sight, SightSettings, flatten
 from cabochon.spoken_clip import ClipPrompt, SpokenClip
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
 from cabochon.tools import Tool
-from cabochon.video import ScaledVideo
+from cabochon.vision_model import VisionModel
 from cabochon.wav import Sound
 from cabochon.written_form import FormReader
 
@@ -56,16 +56,15 @@ class _Prompt:
     tokens: tuple[int, ...]
     prefix: int
     """Tokens that many prompts begin with."""
-    audio_embeddings: Float32Array | None
-    image_embeddings: Float32Array | None
-    marks: tuple[int, ...]
-    """Of the tokens of images: no two images have the same."""
+    heard: Sequence[Perceived]
+    seen: Sequence[Perceived]
+    """Images, and frames of videos."""
     conversation: Conversation | None = None
 
-    def contents(self, image_token: int | None) -> tuple[int, ...]:
-        """The tokens, but for those of images, which become their marks."""
-        marks = iter(self.marks)
-        return tuple(next(marks) if token == image_token else token for token in self.tokens)
+    def contents(self, audio_token: int | None, image_token: int | None) -> tuple[int, ...]:
+        """The tokens, but for those of sounds and images, which become their marks."""
+        marks = {audio_token: iter(join_marks(self.heard)), image_token: iter(join_marks(self.seen))}
+        return tuple(next(marks[token], token) if token in marks else token for token in self.tokens)
 
 
 class Model:
@@ -162,7 +161,7 @@ class Model:
 
         Args:
             max_tokens: longest answer, thoughts included.
-            sound: what the one message with `has_audio` holds.
+            sound: what the one message with `has_audio`, and nothing `heard`, holds.
             stop: texts at which the answer ends; they are no part of it.
             thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
             conversation: that asks, see `start_conversation`.
@@ -175,7 +174,7 @@ class Model:
         Raises:
             RequestError: what is asked for cannot be; nothing has run then.
         """
-        places = sum(message.has_audio for message in messages)
+        places = sum(message.has_audio and message.heard is None for message in messages)
         if places != (sound is not None):
             raise RequestError(
                 f"{places} messages have a sound and {int(sound is not None)} was given: expected one of each, or none."
@@ -201,6 +200,11 @@ class Model:
     def context_of(self, conversation: Conversation) -> tuple[list[int], CacheRows] | None:
         """A copy of what is held of a conversation."""
         return self._turns.context_of(conversation)
+
+    @property
+    def spent(self) -> Statistics:
+        """What all answers so far have cost together, those to parts of long sounds and notes of summaries included."""
+        return self._writer.spent.total()
 
     @property
     def context_length(self) -> int:
@@ -232,29 +236,32 @@ class Model:
     ) -> Answer:
         statistics = Statistics()
         note = ""
-        audio_embeddings = image_embeddings = None
-        seen = self._look(messages, sight)
+        looked_at = self._look(messages, sight)
+        now = None
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
             started = time.perf_counter()
-            audio_embeddings = self._hear().encode(clip)
+            now = self._hear().encode(clip)
             statistics.encode_seconds = time.perf_counter() - started
-        count = 0 if audio_embeddings is None else len(audio_embeddings)
-        tokens = self._prompts.write(messages, count, wish.form.tools, seen, thinking=wish.thinking is not False)
-        marks: tuple[int, ...] = ()
-        if seen and self._sight is not None:
+        heard = [each for message in messages if message.has_audio and (each := message.heard or now)]
+        counts = [each.tokens for each in heard]
+        tokens = self._prompts.write(messages, counts, wish.form.tools, looked_at, thinking=wish.thinking is not False)
+        seen = []
+        if looked_at and self._sight is not None:
             require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
             started = time.perf_counter()
-            image_embeddings, marks = self._sight.encode(seen)
+            seen = self._sight.encode(looked_at)
             statistics.encode_seconds += time.perf_counter() - started
+        if conversation is not None:
+            conversation.perceived(remember(messages, seen, heard))
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
         thoughts = Thoughts(self._tokenizer, wish.longest_thoughts)
-        prompt = _Prompt(tuple(tokens), len(prefix), audio_embeddings, image_embeddings, marks, conversation)
+        prompt = _Prompt(tuple(tokens), len(prefix), heard, flatten(seen), conversation)
         return Answer(self._pieces(prompt, wish, statistics, thoughts), statistics, note, thoughts, wish.form.calls)
 
-    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[ScaledImage | ScaledVideo]:
+    def _look(self, messages: Sequence[Message], settings: SightSettings) -> list[Seen]:
         if self._sight is not None:
             return self._sight.read(messages, settings)
         if any(message.images or message.videos for message in messages) or settings != DEFAULT_SIGHT:
@@ -288,32 +295,35 @@ class Model:
             start = self._begin(prompt)
             rest = self._embed_from(start, prompt)
             logits = prefill(decoder, rest, start)
-            if prompt.audio_embeddings is None:
-                self._turns.context.was_run(prompt.contents(self._image_token))
+            if not prompt.prefix:
+                self._turns.context.was_run(self._contents(prompt))
             statistics.prefill_seconds = time.perf_counter() - started
         yield from self._writer.write(logits, len(tokens), wish, statistics, turn, thoughts, tokens)
 
     def _begin(self, prompt: _Prompt) -> int:
         """From which position on a prompt has to be run: what the decoder holds of it is kept."""
-        if prompt.audio_embeddings is None:
-            return self._turns.context.keep(prompt.contents(self._image_token))
+        if not prompt.prefix:
+            return self._turns.context.keep(self._contents(prompt))
         self._turns.run_prefix(prompt.tokens[: prompt.prefix])
         return prompt.prefix
 
-    @property
-    def _image_token(self) -> int | None:
-        vision = self.package.manifest.vision
-        return vision.soft_token if vision else None
+    def _contents(self, prompt: _Prompt) -> tuple[int, ...]:
+        audio, vision = self.package.manifest.audio, self.package.manifest.vision
+        return prompt.contents(audio.soft_token if audio else None, vision.soft_token if vision else None)
 
     def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
         """The part of a prompt that is to be run."""
-        manifest, images = self.package.manifest, prompt.image_embeddings
-        if images is not None:
-            left = images[prompt.tokens[:start].count(self._image_token) :]
-            images = left if len(left) else None
-        return self._embedder.embed(
-            prompt.tokens[start:], manifest.audio, prompt.audio_embeddings, manifest.vision, images
-        )
+
+        def left(model: AudioModel | VisionModel | None, perceived: Sequence[Perceived]) -> Float32Array | None:
+            embeddings = join_embeddings(perceived)
+            if model is None or embeddings is None:
+                return None
+            embeddings = embeddings[prompt.tokens[:start].count(model.soft_token) :]
+            return embeddings if len(embeddings) else None
+
+        audio, vision = self.package.manifest.audio, self.package.manifest.vision
+        tokens, heard, seen = prompt.tokens[start:], left(audio, prompt.heard), left(vision, prompt.seen)
+        return self._embedder.embed(tokens, audio, heard, vision, seen)
 
 
 class _ClipTurn:

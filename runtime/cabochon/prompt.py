@@ -13,6 +13,7 @@ from cabochon.json_dataclass import NOT_IN_JSON
 from cabochon.languages import language_name
 from cabochon.manifest import Prompts
 from cabochon.package import Package
+from cabochon.perceived import Perceived, PerceivedVideo
 from cabochon.tokenizer import Tokenizer
 from cabochon.tool_calls import CALL_BEGINS
 from cabochon.tool_messages import join_tool_turns, template_calls, template_tools
@@ -37,10 +38,12 @@ class Message:
     """That the assistant made."""
     tool_name: str = ""
     """Of the function that came back with the text, which may be JSON."""
-    images: Sequence[ImageSource] = field(default=(), metadata=NOT_IN_JSON)
+    images: Sequence[ImageSource | Perceived] = field(default=(), metadata=NOT_IN_JSON)
     """They precede the text, as Gemma 4 was trained."""
-    videos: Sequence[VideoSource] = field(default=(), metadata=NOT_IN_JSON)
+    videos: Sequence[VideoSource | PerceivedVideo] = field(default=(), metadata=NOT_IN_JSON)
     """They follow the images."""
+    heard: Perceived | None = field(default=None, metadata=NOT_IN_JSON)
+    """The clip, once it was encoded."""
 
     def __post_init__(self) -> None:
         for name in ("images", "videos"):
@@ -52,6 +55,8 @@ class Message:
             raise RequestError("a message of the role 'tool', and no other, names the function that it came from.")
         if self.tool_calls and self.role != "assistant":
             raise RequestError(f"a message of the role {self.role!r} has tool calls: only the assistant's may.")
+        if self.heard is not None and not self.has_audio:
+            raise RequestError("a message has a sound that was heard, but no place for it: set has_audio.")
         if self.has_audio and (self.tool_calls or self.tool_name):
             raise RequestError("a message of a tool, or with tool calls, has a sound: give it a message of its own.")
 
@@ -160,17 +165,17 @@ class PromptWriter:
     def write(
         self,
         messages: Sequence[Message],
-        audio_tokens: int = 0,
+        audio_tokens: int | Sequence[int] = (),
         tools: Sequence[Tool] = (),
-        seen: Sequence[ScaledImage | ScaledVideo] = (),
+        seen: Sequence[ScaledImage | ScaledVideo | Perceived | PerceivedVideo] = (),
         *,
         thinking: bool = False,
     ) -> list[int]:
-        """Tokens of a prompt; the template's placeholder becomes begin, `audio_tokens` soft tokens, end.
+        """Tokens of a prompt; the template's placeholder of a sound becomes begin, its soft tokens, end.
 
         Args:
             messages: of the conversation.
-            audio_tokens: of its one clip.
+            audio_tokens: of its one clip, or of each.
             seen: its images and videos in order, each with a place of its own.
             thinking: whether the model may think before it answers.
 
@@ -182,36 +187,51 @@ class PromptWriter:
         if thinking and text == self._template.render(messages, tools, quote):
             raise RequestError("the model's chat template knows no thoughts: ask without thinking.")
         tokens = self._tokenizer.encode(self._with_places(text, seen) if self._vision else text)
-        if self._audio is None or audio_tokens == 0:
-            return tokens
-        audio = self._audio
-        clip = [audio.begin_token, *[audio.soft_token] * audio_tokens, audio.end_token]
-        return [written for token in tokens for written in (clip if token == audio.soft_token else [token])]
+        counts = [audio_tokens] if isinstance(audio_tokens, int) else list(audio_tokens)
+        return self._with_sounds(tokens, [count for count in counts if count])
 
-    def _with_places(self, text: str, seen: Sequence[ScaledImage | ScaledVideo]) -> str:
+    def _with_sounds(self, tokens: list[int], counts: Sequence[int]) -> list[int]:
+        """A prompt with as many soft tokens as each of its sounds has."""
+        audio = self._audio
+        if audio is None or not counts:
+            return tokens
+        places = tokens.count(audio.soft_token)
+        if places != len(counts):
+            raise RequestError(
+                f"the prompt has {places} places for sounds, expected {len(counts)}: the chat template has none for "
+                "them, or a text holds the placeholder of one."
+            )
+        clips = ([audio.begin_token, *[audio.soft_token] * count, audio.end_token] for count in counts)
+        return [written for token in tokens for written in (next(clips) if token == audio.soft_token else [token])]
+
+    def _with_places(self, text: str, seen: Sequence[ScaledImage | ScaledVideo | Perceived | PerceivedVideo]) -> str:
         """A rendered conversation whose placeholders became the text of begin, soft tokens and end, like transformers'
         Gemma4Processor.replace_image_token and replace_video_token; a frame counts as an image.
         """
         vision = self._vision
         assert vision is not None  # nothing is seen without
         begin, soft, end = map(self._tokenizer.token_text, (vision.begin_token, vision.soft_token, vision.end_token))
-        placeholders = [soft, *([VIDEO_PLACEHOLDER] if any(isinstance(each, ScaledVideo) for each in seen) else [])]
+        placeholders = [soft, *([VIDEO_PLACEHOLDER] if any(map(_is_video, seen)) else [])]
         pattern = "|".join(map(re.escape, placeholders))
         found = re.findall(pattern, text)
-        if found != [VIDEO_PLACEHOLDER if isinstance(each, ScaledVideo) else soft for each in seen]:
+        if found != [VIDEO_PLACEHOLDER if _is_video(each) else soft for each in seen]:
             raise RequestError(
                 f"the prompt has {len(found)} places for images and videos, expected {len(seen)}: "
                 f"the chat template has none for them, or a text holds {soft} or {VIDEO_PLACEHOLDER}."
             )
         written = []
         for each in seen:
-            if isinstance(each, ScaledImage):
+            if isinstance(each, ScaledImage | Perceived):
                 written.append(begin + soft * each.tokens + end)
             else:
-                frames = zip(each.frames, each.seconds, strict=True)
-                written.append(" ".join(f"{_clock(at)} {begin}{soft * frame.tokens}{end}" for frame, at in frames))
+                frames = zip([frame.tokens for frame in each.frames], each.seconds, strict=True)
+                written.append(" ".join(f"{_clock(at)} {begin}{soft * tokens}{end}" for tokens, at in frames))
         between = re.split(pattern, text)
         return "".join(part for pair in zip(between, [*written, ""], strict=True) for part in pair)
+
+
+def _is_video(seen: object) -> bool:
+    return isinstance(seen, ScaledVideo | PerceivedVideo)
 
 
 def _clock(seconds: float) -> str:

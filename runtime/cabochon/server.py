@@ -36,6 +36,7 @@ try:
     from cabochon.server_limits import LimitedBodies
     from cabochon.server_origins import OwnOrigins
     from cabochon.server_requests import ChatRequest
+    from cabochon.server_thoughts import ThoughtPiece, count_usage, thinking
     from cabochon.server_tools import NumberedCall, answer_format, finish_reason, number_calls, tool_choice
 except ImportError as error:
     raise missing_dependency(str(error.name), "server") from None
@@ -264,12 +265,16 @@ async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings:
                     path.write_bytes(content)
                 answer = model.chat(
                     messages, sampling, longest, None if content is None else path,
-                    tools=declared, tool_choice=choice, answer_format=form, sight=request.sight(),
+                    stop=request.stop_strings(), thinking=thinking(request.reasoning_effort), tools=declared,
+                    tool_choice=choice, answer_format=form, sight=request.sight(),
                 )  # fmt: skip
             except AudioError as error:
                 raise AudioError(str(error).replace(str(path), "the sound")) from None
-        given = 0
+        given = thought = 0
         for piece in answer:
+            if new := answer.thoughts[thought:]:
+                thought += len(new)
+                yield ThoughtPiece(new)
             if piece:
                 yield piece
             for call in number_calls(answer, given):
@@ -281,24 +286,26 @@ async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings:
     if request.stream:
         chunk = facts | {"object": "chat.completion.chunk"}
 
-        def piece_of(piece: str | NumberedCall) -> dict[str, Any]:
+        def piece_of(piece: str | NumberedCall | ThoughtPiece) -> dict[str, Any]:
             delta = {"role": "assistant", "content": piece} if isinstance(piece, str) else piece.delta()
             return chunk | {"choices": [{"index": 0, "delta": delta}]}
 
         def end_of(items: list[Any]) -> list[str]:
             end = chunk | {"choices": [{"index": 0, "delta": {}, "finish_reason": finish_reason(items[-1])}]}
-            return [json.dumps(end), "[DONE]"]
+            used = chunk | {"choices": [], "usage": count_usage(items[-1])}
+            return [json.dumps(end), *([json.dumps(used)] if request.wants_usage else []), "[DONE]"]
 
         return await _streamed(job, piece_of, end_of)
     *items, answer = await job.all()
-    statistics = answer.statistics
-    tokens = statistics.prompt_positions, statistics.new_tokens
-    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if calls := [item.content() for item in items if isinstance(item, NumberedCall)]:
         message |= {"content": answer.text or None, "tool_calls": calls}
+    if answer.thoughts:
+        message["reasoning_content"] = answer.thoughts
     content_choice = {"index": 0, "message": message, "finish_reason": finish_reason(answer)}
-    return JSONResponse(facts | {"object": "chat.completion", "choices": [content_choice], "usage": usage})
+    return JSONResponse(
+        facts | {"object": "chat.completion", "choices": [content_choice], "usage": count_usage(answer)}
+    )
 
 
 async def _streamed(
@@ -313,7 +320,7 @@ async def _streamed(
         try:
             async for item in _chained(first, items):
                 seen.append(item)
-                if isinstance(item, str | NumberedCall):
+                if isinstance(item, str | NumberedCall | ThoughtPiece):
                     yield _event(json.dumps(piece_of(item), ensure_ascii=False))
             for line in end_of(seen):
                 yield _event(line)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from cabochon.errors import RequestError
 from cabochon.prompt import Message
 from cabochon.sampling import SamplingSettings
+from cabochon.server_thoughts import ReasoningEffort
 from cabochon.server_tools import MAX_TOOLS, ChoiceOfTools, GivenToolCall, ResponseFormat, ToolDeclaration
 from cabochon.sight import SightSettings
 
@@ -19,6 +21,8 @@ MAX_TEXT = 1_000_000
 MAX_IMAGES = 32
 """Of a conversation: a small file may hold many pixels, each of which takes its time."""
 AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg")
+MAX_STOPS = 4
+StopString = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class _Request(BaseModel):
@@ -120,27 +124,49 @@ class ChatMessage(_Request):
         return [part.image_url.content() for part in parts if isinstance(part, ImagePart)]
 
 
+class StreamOptions(_Request):
+    """What a stream holds besides the answer."""
+
+    include_usage: bool = False
+
+
 class ChatRequest(_Request):
     """POST /v1/chat/completions"""
 
     model: str = ""
     messages: list[ChatMessage] = Field(min_length=1, max_length=1000)
     stream: bool = False
+    stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     n: Literal[1] = 1
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
+    """An addition to OpenAI's, as all below, with vLLM's names: candidates to choose from; -1 or 0: all."""
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, ge=0.1, le=10)
     tools: list[ToolDeclaration] | None = Field(default=None, max_length=MAX_TOOLS)
     tool_choice: ChoiceOfTools | None = None
     response_format: ResponseFormat | None = None
     image_tokens: int | None = Field(default=None, ge=1)
-    """An addition to OpenAI's: tokens at most of an image."""
+    """Tokens at most of an image."""
 
     def longest_answer(self, most: int) -> int:
         """Tokens, at most so many."""
         return min(self.max_completion_tokens or self.max_tokens or most, most)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with what the answer took."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts at which the answer ends."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     def sound(self) -> InputAudio | None:
         """The one sound of the conversation.
@@ -193,12 +219,7 @@ class ChatRequest(_Request):
 
     def sampling(self, default: SamplingSettings) -> SamplingSettings:
         """As asked for, or else the checkpoint's own."""
-        changes: dict[str, Any] = {
-            name: value for name in ("temperature", "top_p", "seed") if (value := getattr(self, name)) is not None
-        }
-        return SamplingSettings(
-            temperature=changes.get("temperature", default.temperature),
-            top_k=default.top_k,
-            top_p=changes.get("top_p", default.top_p),
-            seed=changes.get("seed", default.seed),
-        )
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+        changes = {name: value for name in names if (value := getattr(self, name)) is not None}
+        # vLLM's -1 is our 0.
+        return replace(default, **(changes | ({"top_k": max(self.top_k, 0)} if self.top_k is not None else {})))

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from cabochon.arrays import Float32Array
 from cabochon.backend import VisionEncoder
 from cabochon.errors import RequestError
 from cabochon.image import ScaledImage, read_image
+from cabochon.perceived import Perceived, PerceivedVideo, mark_of
 from cabochon.prompt import Message
 from cabochon.video import ScaledVideo, read_video
 from cabochon.vision_model import VisionModel
 
 MAX_KEPT_TOKENS = 8192
 """Of images that are not encoded again when a conversation goes on: 50 MB for E2B."""
+
+Seen = ScaledImage | ScaledVideo | Perceived | PerceivedVideo
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,47 +54,55 @@ class Sight:
         self.vision = vision
         self._load = load
         self._encoder: VisionEncoder | None = None
-        self._kept: OrderedDict[bytes, Float32Array] = OrderedDict()
+        self._kept: OrderedDict[int, Perceived] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, messages: Sequence[Message], settings: SightSettings) -> list[ScaledImage | ScaledVideo]:
-        """The images, then the videos of every message, in order and scaled.
+    def read(self, messages: Sequence[Message], settings: SightSettings) -> list[Seen]:
+        """The images, then the videos of every message, in order and scaled, if they were not encoded before.
 
         Raises:
             ImageError: one of them cannot be read.
         """
         image_budget, frame_budget = settings.budgets(self.vision)
         count = sum(len(message.images) for message in messages)
-        seen: list[ScaledImage | ScaledVideo] = []
+        seen: list[Seen] = []
         for message in messages:
             for image in message.images:
-                number = sum(isinstance(each, ScaledImage) for each in seen) + 1
+                number = sum(isinstance(each, ScaledImage | Perceived) for each in seen) + 1
                 name = "the image" if count == 1 else f"image {number}"
-                seen.append(read_image(image, self.vision, image_budget, name))
-            seen += [read_video(video, self.vision, frame_budget) for video in message.videos]
+                seen.append(
+                    image if isinstance(image, Perceived) else read_image(image, self.vision, image_budget, name)
+                )
+            for video in message.videos:
+                seen.append(
+                    video if isinstance(video, PerceivedVideo) else read_video(video, self.vision, frame_budget)
+                )
         return seen
 
-    def encode(self, seen: Sequence[ScaledImage | ScaledVideo]) -> tuple[Float32Array | None, tuple[int, ...]]:
-        """Embeddings [tokens, hidden] of all images and frames, None where there are none; and a mark for each token,
-        below 0, that other images do not have.
-        """
-        images = [image for each in seen for image in (each.frames if isinstance(each, ScaledVideo) else (each,))]
-        digests = [_digest(image) for image in images]
-        parts = [self._encode(image, digest) for image, digest in zip(images, digests, strict=True)]
-        marks = [-1 - int.from_bytes(digest[:7], "big") for digest in digests]
-        per_token = tuple(mark for mark, part in zip(marks, parts, strict=True) for _ in range(len(part)))
-        return (np.concatenate(parts) if parts else None), per_token
+    def encode(self, seen: Sequence[Seen]) -> list[Perceived | PerceivedVideo]:
+        """What becomes of each of them."""
+        return [self._perceived(each) for each in seen]
 
-    def _encode(self, image: ScaledImage, digest: bytes) -> Float32Array:
+    def _perceived(self, seen: Seen) -> Perceived | PerceivedVideo:
+        match seen:
+            case ScaledImage():
+                return self._encode(seen)
+            case ScaledVideo():
+                return PerceivedVideo(tuple(map(self._encode, seen.frames)), seen.seconds)
+        return seen
+
+    def _encode(self, image: ScaledImage) -> Perceived:
+        mark = mark_of("image", image.pixels)
         with self._lock:
-            if digest not in self._kept:
+            if mark not in self._kept:
                 self._encoder = self._encoder or self._load()
-                self._kept[digest] = self._encoder.encode(image.patches(self.vision)).copy()
-                while len(self._kept) > 1 and sum(map(len, self._kept.values())) > MAX_KEPT_TOKENS:
+                self._kept[mark] = Perceived(self._encoder.encode(image.patches(self.vision)).copy(), mark)
+                while len(self._kept) > 1 and sum(each.tokens for each in self._kept.values()) > MAX_KEPT_TOKENS:
                     self._kept.popitem(last=False)
-            self._kept.move_to_end(digest)
-            return self._kept[digest]
+            self._kept.move_to_end(mark)
+            return self._kept[mark]
 
 
-def _digest(image: ScaledImage) -> bytes:
-    return hashlib.sha256(repr(image.pixels.shape).encode() + image.pixels.tobytes()).digest()
+def flatten(seen: Sequence[Perceived | PerceivedVideo]) -> list[Perceived]:
+    """Images, and the frames of videos."""
+    return [image for each in seen for image in (each.frames if isinstance(each, PerceivedVideo) else (each,))]

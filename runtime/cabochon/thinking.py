@@ -45,6 +45,11 @@ class Thoughts:
         return self._inside
 
     @property
+    def count(self) -> int:
+        """Tokens of all of them so far, without the control tokens around them."""
+        return self._count
+
+    @property
     def text(self) -> str:
         """All of them so far."""
         texts = ("" if NAME.startswith(text) else text.removeprefix(NAME).strip() for text in self._texts)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -34,8 +35,11 @@ def test_info_tells_what_a_package_costs_in_memory_for_the_context_that_is_asked
         "prompt_bytes",
         "audio_weights_bytes", "audio_activations_bytes", "vision_weights_bytes", "vision_activations_bytes",
         "cache_bytes_per_1000_positions", "mapped_bytes", "loading_bytes", "text_bytes", "sound_bytes", "image_bytes",
-        "everything_bytes",
+        "everything_bytes", "drafter_weights_bytes", "drafter_activations_bytes",
     }  # fmt: skip
+    assert facts["drafter"] is facts["recommended_drafts"] is None
+    assert memory["drafter_weights_bytes"] == memory["drafter_activations_bytes"] == 0
+    assert re.match(r"llguidance \d+\.\d+.*, for tools", str(facts["tools_and_forms"]))
     assert memory["computed"] is True
     assert memory["context_length"] == 100
     whole = run_json("info", random_package)["memory"]["onnx"]

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
-import numpy as np
 import pytest
 from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from thinking_package import convert_with_thoughts, script
 
 import cabochon
 from cabochon.sampling import SamplingSettings
 from cabochon.thinking import Thoughts
 from cabochon.tokenizer import Tokenizer
-from cabochon_convert.convert import ConversionSettings, convert_checkpoint
-from cabochon_convert.recipes import RECIPES
 
 GREEDY = SamplingSettings()
 QUESTION = [cabochon.Message("user", "Where is the station?")]
-THINK_SWITCH = "{% if enable_thinking %}<|think|>{% endif %}"
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +24,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
-    """models/tiny with a template that knows thoughts."""
-    folder = tmp_path_factory.mktemp("thinking")
-    shutil.copytree(TINY, folder / "checkpoint", ignore=shutil.ignore_patterns("training", "demo"))
-    template = folder / "checkpoint" / "chat_template.jinja"
-    template.write_text(THINK_SWITCH + template.read_text(encoding="utf-8"), encoding="utf-8")
-    convert_checkpoint(folder / "checkpoint", folder / "package", ConversionSettings(RECIPES["int8"]))
-    return cabochon.load(folder / "package")
+    return cabochon.load(convert_with_thoughts(tmp_path_factory.mktemp("thinking")))
 
 
 def split(tokenizer: Tokenizer, text: str) -> tuple[str, str]:
@@ -69,20 +57,6 @@ def test_whatever_is_thought_stays_out_of_the_answer(thought: str, answer: str) 
     found = split(tokenizer, f"<|channel>thought\n{thought}<channel|>{answer}")
     assert found[0] == thought.strip()
     assert found[1] == tokenizer.decode(tokenizer.encode(answer))
-
-
-def script(monkeypatch: pytest.MonkeyPatch, tokens: list[int]) -> None:
-    """Let the model prefer these tokens, one after the other."""
-    wanted: Iterator[int] = iter(tokens)
-
-    class Scripted:
-        def __init__(self, *_: object) -> None:
-            pass
-
-        def choose(self, _: np.ndarray) -> int:
-            return next(wanted)
-
-    monkeypatch.setattr("cabochon.pipeline.Sampler", Scripted)
 
 
 def test_an_answer_keeps_thoughts_apart(

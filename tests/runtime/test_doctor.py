@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,6 +130,18 @@ def test_a_library_that_breaks_when_it_is_imported_is_told_in_one_line(
 def test_a_library_that_is_not_there_is_not_installed() -> None:
     finding = judge_library(Library("no_such_module", "no-such-library", "x", "pip install x"), "warning")
     assert (finding.status, finding.found) == ("warning", "not installed")
+
+
+def test_what_only_some_need_is_a_warning_that_says_who(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = by_name(cabochon.doctor.check_libraries())
+    refuse_import(monkeypatch, "PIL", "av", "llguidance")
+    found = by_name(cabochon.doctor.check_libraries())
+    for name, purpose in (("pillow", "images"), ("av", "video"), ("llguidance", "tools")):
+        assert whole[name].status == "ok"
+        assert whole[name].found.startswith(importlib.metadata.version(name))
+        assert purpose in whole[name].found
+        assert (found[name].status, purpose in found[name].advice) == ("warning", True)
+        assert "cannot be imported" in found[name].found
 
 
 def test_a_cache_folder_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

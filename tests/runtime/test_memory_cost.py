@@ -14,7 +14,7 @@ from refusals import refused
 
 from cabochon.backend import LONGEST_RUN
 from cabochon.errors import RequestError
-from cabochon.manifest import Manifest, manifest_from_text
+from cabochon.manifest import DrafterModel, Graph, Manifest, manifest_from_text
 from cabochon.memory_cost import compute_memory_cost, weight_cache_bytes
 
 GOLDEN = manifest_from_text(GOLDEN_MANIFEST.read_text(), "golden")
@@ -77,6 +77,26 @@ def test_a_longer_context_never_costs_less(engine: str, lengths: list[int]) -> N
         assert cost.sound is not None
         assert cost.image is not None
         assert cost.text <= min(cost.sound, cost.image) <= max(cost.sound, cost.image) <= cost.everything
+
+
+def test_a_drafter_costs_its_weights_its_guesses_and_copies_of_what_it_reads() -> None:
+    engine, record = GOLDEN.engines["onnx"], replace(GOLDEN.files[0], path="drafter.onnx", size=10**6)
+    data = replace(record, path="drafter.onnx.data", size=10**7)
+    layers = {cache.kind: cache.layer for cache in engine.caches}
+    graph = Graph(file="drafter.onnx", inputs=(), outputs=())
+    drafter = DrafterModel(graph=graph, cache_layers=layers, recommended_drafts=3, source=GOLDEN.source)
+    drafting = replace(GOLDEN, engines={"onnx": replace(engine, drafter=drafter)}, files=(*GOLDEN.files, record, data))
+    plain, cost = (compute_memory_cost(manifest, "onnx") for manifest in (GOLDEN, drafting))
+    assert cost.parts.drafter_weights == pytest.approx(1.11 * 1.1e7)
+    assert plain.parts.drafter_weights == plain.parts.drafter_activations == 0
+    rows = 5 * GOLDEN.text.vocabulary_size * FLOAT + 512 * (SLIDING_ROW + FULL_ROW)
+    assert cost.parts.drafter_activations == rows
+    assert cost.text - plain.text == cost.parts.drafter_weights + cost.parts.drafter_activations
+    assert cost.everything - plain.everything == cost.text - plain.text
+    assert cost.loading > plain.loading
+    litert = compute_memory_cost(on_litert(drafting), "litert")
+    assert litert.mapped == compute_memory_cost(on_litert(GOLDEN), "litert").mapped + 11 * 10**6
+    assert weight_cache_bytes(on_litert(drafting), "litert") == litert.mapped
 
 
 def test_a_context_that_the_package_has_not_is_refused() -> None:
