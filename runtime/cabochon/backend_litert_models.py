@@ -15,6 +15,7 @@ import numpy as np
 from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings
 from cabochon.errors import PackageError, missing_dependency
+from cabochon.freed_memory import drop_file_pages, return_freed_memory
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
@@ -44,9 +45,12 @@ def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
             details = model.get_input_tensor_details(key)[names["inputs"][0]]
             values = np.zeros(details["shape"], np.dtype(details["dtype"]))
             model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
-            return model
     except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
         raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+    # XNNPACK read all scales to check them; what it calculates with is in the file of the weights.
+    drop_file_pages(path)
+    return_freed_memory()
+    return model
 
 
 @functools.cache
