@@ -1,7 +1,8 @@
 """The text decoder as a LiteRT graph that Google's LiteRT-LM runs as well.
 
-Signatures are `prefill_N` and `decode`, or, where there are caches of several lengths C, `prefill_N_cache_C` and
-`decode_cache_C`: a step costs what its whole cache costs, in layers without a sliding window.
+Signatures are `prefill_N_any_cache` and `decode_any_cache`, whose caches of C positions may be resized: a step costs
+what its whole cache costs, in layers without a sliding window. A short context has `prefill_N` and `decode`, which
+stay as they are.
 
     embeddings            float32 [1, N, hidden]
     per_layer_embeddings  float32 [1, N, layers, width]
@@ -18,19 +19,19 @@ layers that share a cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cabochon.cache_lengths import PREFILL_LENGTH
+from cabochon.cache_lengths import ANY_LENGTH, PREFILL_LENGTH, shortest_cache
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.attention_litert import WINDOWED_ATTENTION
+from cabochon_convert.cache_axes_litert import STAND_IN, set_cache_length
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix
-from cabochon_convert.graph_litert import Places, Signature
+from cabochon_convert.graph_litert import Places, Signature, convert_graph
 from cabochon_convert.litert_torch_parts import (
     DecodeModule,
     ExportableModuleConfig,
@@ -40,7 +41,7 @@ from cabochon_convert.litert_torch_parts import (
 )
 from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.matrices_litert import CheckpointMatrix
-from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors, write_graph
+from cabochon_convert.model_litert import build_model, fill_graph, patched_transformers, read_small_tensors
 from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import TextConfig
 
@@ -56,8 +57,8 @@ class BuiltLitertDecoder:
     head: FilledMatrix
 
 
-class _CappedDecode(torch.nn.Module):
-    """A decoding step with the soft cap that litert-torch 0.10 leaves to the reader, and LiteRT-LM leaves out."""
+class _Step(torch.nn.Module):
+    """A run whose attention cuts its own windows, with the soft cap that litert-torch 0.10 leaves to the reader."""
 
     def __init__(self, step: torch.nn.Module, cap: float) -> None:
         super().__init__()
@@ -65,8 +66,9 @@ class _CappedDecode(torch.nn.Module):
 
     def forward(self, embeddings: Any, per_layer_embeddings: Any, input_pos: Any, kv_cache: Any, mask: Any) -> Any:
         """See the module's description."""
-        outputs = self._step(embeddings, per_layer_embeddings, input_pos, kv_cache, mask)
-        if self._cap:
+        # Else litert-torch makes a mask of windows as long as the cache, which could not be resized.
+        outputs = self._step(embeddings, per_layer_embeddings, input_pos, kv_cache, mask, local_mask=mask)
+        if self._cap and "logits" in outputs:
             outputs["logits"] = self._cap * torch.tanh(outputs["logits"] / self._cap)
         return outputs
 
@@ -75,7 +77,7 @@ def build_litert_decoder(
     checkpoint: Checkpoint,
     config: TextConfig,
     settings: LinearSettings,
-    cache_lengths: Sequence[int],
+    context_length: int,
     path: Path,
 ) -> BuiltLitertDecoder:
     """Write the decoder to a file.
@@ -91,19 +93,27 @@ def build_litert_decoder(
     with patched_transformers("gemma4"):
         model = build_model(checkpoint, "text_config", WINDOWED_ATTENTION)
         places = _take_places(model, checkpoint, head)
-        cap = config.final_logit_softcap
-        signatures = [each for length in cache_lengths for each in _signatures(model, checkpoint.folder, length, cap)]
-        if len(cache_lengths) == 1:
-            signatures = [replace(each, name=each.name.partition("_cache_")[0]) for each in signatures]
+        cap, resizes = config.final_logit_softcap, is_resizable(config, context_length)
+        length, ending = (STAND_IN, ANY_LENGTH) if resizes else (context_length, "")
+        signatures = _signatures(model, checkpoint.folder, length, cap, ending)
         with patch_builtin_tuple_for_export():
-            matrices, filled = write_graph(signatures, places, checkpoint, settings, path)
+            graph = convert_graph(signatures, places)
+        if resizes:
+            graph = set_cache_length(graph, context_length)
+        matrices, filled = fill_graph(graph, places, checkpoint, settings, path)
     (head_filled,) = (place for place, matrix in zip(filled, matrices, strict=True) if matrix.tensor == head)
     return BuiltLitertDecoder(_caches(config), matrices, head_filled)
 
 
-def decode_signature(cache_lengths: Sequence[int]) -> str:
-    """The one of the longest caches."""
-    return "decode" if len(cache_lengths) == 1 else f"decode_cache_{cache_lengths[-1]}"
+def is_resizable(config: TextConfig, context_length: int) -> bool:
+    """Whether the context is longer than the shortest caches, so that there are several lengths."""
+    windows = [config.sliding_window for layer in config.layers if layer.kind == "sliding"]
+    return STAND_IN > shortest_cache(windows) < context_length
+
+
+def decode_signature(config: TextConfig, context_length: int) -> str:
+    """The one that gives logits."""
+    return f"decode{ANY_LENGTH}" if is_resizable(config, context_length) else "decode"
 
 
 def _take_places(model: Any, checkpoint: Checkpoint, head: str) -> Places:
@@ -117,7 +127,7 @@ def _take_places(model: Any, checkpoint: Checkpoint, head: str) -> Places:
     return places
 
 
-def _signatures(model: Any, folder: Path, cache_length: int, cap: float) -> list[Signature]:
+def _signatures(model: Any, folder: Path, cache_length: int, cap: float, ending: str) -> list[Signature]:
     export = ExportableModuleConfig(
         model=str(folder),
         task=ExportTask.TEXT_GENERATION,
@@ -129,11 +139,10 @@ def _signatures(model: Any, folder: Path, cache_length: int, cap: float) -> list
     )
     config = model.config.text_config
     prefill, step = PrefillModule(model, export), DecodeModule(model, export)
-    modules = {prefill: prefill.get_sample_inputs(config), _CappedDecode(step, cap): step.get_sample_inputs(config)}
     return [
-        Signature(f"{name}_cache_{cache_length}", module, inputs)
-        for module, signatures in modules.items()
-        for name, (inputs, _) in signatures.items()
+        Signature(f"{name}{ending}", _Step(module, cap), inputs)
+        for module in (prefill, step)
+        for name, (inputs, _) in module.get_sample_inputs(config).items()
     ]
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.audio_model import AudioModel
-from cabochon.cache_lengths import cache_lengths
 from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert import audio_encoder_litert, vision_encoder_litert
@@ -53,8 +52,7 @@ def build_litert_engine(
     text, context_length = config.text, draft.text.context_length
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    lengths = cache_lengths(context_length)
-    decoder = build_litert_decoder(checkpoint, text, settings, lengths, folder / "decoder.tflite")
+    decoder = build_litert_decoder(checkpoint, text, settings, context_length, folder / "decoder.tflite")
     matrices = list(decoder.matrices)
     rows, columns = text.vocabulary_size, text.hidden_size
     scale = float(columns**0.5)
@@ -79,7 +77,7 @@ def build_litert_engine(
         vision = _build_vision(checkpoint, draft.vision, settings, folder, progress)
     matrices += (*audio.matrices, *vision.matrices)
     engine = Engine(
-        decoder=describe_graph(folder / "decoder.tflite", decode_signature(lengths)),
+        decoder=describe_graph(folder / "decoder.tflite", decode_signature(text, context_length)),
         caches=decoder.caches,
         audio_encoder=audio.encoder,
         audio_projector=audio.projector,

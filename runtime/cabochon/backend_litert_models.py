@@ -6,13 +6,12 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings
 from cabochon.errors import PackageError, missing_dependency
 from cabochon.freed_memory import drop_file_pages, return_freed_memory
@@ -110,15 +109,8 @@ def call_signature(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> di
     return found
 
 
-def read_buffer(model: Any, key: str, name: str, buffer: Any) -> Float32Array:
-    """A buffer of one of the inputs of a signature."""
-    shape = tuple(model.get_input_tensor_details(key)[name]["shape"])
-    values: Float32Array = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-    return values
-
-
-def zeroed_buffer(model: Any, key: str, name: str) -> Any:
+def zeroed_buffer(model: Any, key: str, name: str, shape: Sequence[int]) -> Any:
     """What was never written must be numbers: a weight of zero times anything else is not zero."""
     buffer = model.create_input_buffer_by_name(key, name)
-    buffer.write(np.zeros(model.get_input_tensor_details(key)[name]["shape"], np.float32))
+    buffer.write(np.zeros(shape, np.float32))
     return buffer

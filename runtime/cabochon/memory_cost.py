@@ -12,7 +12,7 @@ from math import prod
 
 from cabochon.audio_model import AudioModel
 from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
-from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths, shortest_cache
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
 from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
@@ -33,7 +33,7 @@ and reads some of the graph's own."""
 ENCODER_WEIGHTS_FACTOR = 1.04
 """Of encoders, which have fewer sums."""
 CACHE_COPIES_FACTOR = {"onnx": 0.0, "litert": 0.7}
-"""Windows, transposed keys and masks that LiteRT keeps for every length of caches, as a multiple of these caches."""
+"""Windows, transposed keys and masks that LiteRT keeps, as a multiple of the caches."""
 HIDDEN_COPIES, PER_LAYER_COPIES = 16, 5
 """Rows of a run that are alive at once: as wide as the model (MLPs are wider), and as wide as all per-layer inputs."""
 FRAME_COPIES, FRAME_ROWS = 70, 5
@@ -198,19 +198,15 @@ def _largest_matrix(manifest: Manifest, engine: str) -> int:
 
 
 def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
-    """Of all caches, filled: LiteRT has caches of several lengths, and uses each up to the one that is needed."""
+    """Of all caches, filled: LiteRT's grow, and while they do the last ones are there as well."""
     caches = manifest.engines[engine].caches
     if engine == "onnx":
         rows = [sliding_capacity(cache.window, capacity) if cache.window else capacity for cache in caches]
         return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
-    copies = 1 + CACHE_COPIES_FACTOR[engine]
-    return round(copies * _bytes_per_position(manifest, engine) * sum(_lengths_in_use(manifest, capacity)))
-
-
-def _lengths_in_use(manifest: Manifest, capacity: int) -> list[int]:
-    lengths = cache_lengths(manifest.text.context_length)
+    lengths = cache_lengths(manifest.text.context_length, shortest_cache(cache.window for cache in caches))
     last = next((index for index, length in enumerate(lengths) if length >= capacity), len(lengths) - 1)
-    return list(lengths[: last + 1])
+    rows = (1 + CACHE_COPIES_FACTOR[engine]) * lengths[last] + (lengths[last - 1] if last else 0)
+    return round(_bytes_per_position(manifest, engine) * rows)
 
 
 def _bytes_per_position(manifest: Manifest, engine: str) -> int:
