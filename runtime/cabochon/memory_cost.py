@@ -23,8 +23,8 @@ MEBIBYTE = 1 << 20
 
 INTERPRETER_BYTES = 65 * MEBIBYTE
 """Python, numpy and the libraries that every command imports."""
-TOKENIZER_FACTOR = 15
-"""tokenizer.json in memory, as a multiple of the file."""
+TOKEN_BYTES, TOKENIZER_FACTOR = 222, 2.2
+"""The tokenizer in memory: of each token, which is kept twice, and a multiple of tokenizer.json, for its merges."""
 ENGINE_BYTES = {"onnx": 10 * MEBIBYTE, "litert": 12 * MEBIBYTE}
 """What an engine needs for itself, once a graph is loaded."""
 WEIGHTS_FACTOR = {"onnx": 1.11, "litert": 1.08}
@@ -136,7 +136,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         raise RequestError(f"what the engine {engine!r} needs is unknown to this cabochon: install a newer one.")
     capacity = choose_capacity(EngineSettings(context_length=context_length), manifest.text.context_length)
     graphs = manifest.engines[engine]
-    runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
+    runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + _tokenizer_bytes(manifest)
     stored = _weights(manifest, graphs.decoder)
     weights = round(WEIGHTS_FACTOR[engine] * stored)
     heard = _part_weights(manifest, engine, (graphs.audio_encoder, graphs.audio_projector))
@@ -177,6 +177,12 @@ def weight_cache_bytes(manifest: Manifest, engine: str) -> int:
     return sum(_weights(manifest, graph) for graph in parts if graph)
 
 
+def _tokenizer_bytes(manifest: Manifest) -> int:
+    return TOKEN_BYTES * manifest.text.vocabulary_size + round(
+        TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
+    )
+
+
 def _size(manifest: Manifest, path: str) -> int:
     return sum(record.size for record in manifest.files if record.path == path)
 
@@ -205,8 +211,8 @@ def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
         return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
     lengths = cache_lengths(manifest.text.context_length, shortest_cache(cache.window for cache in caches))
     last = next((index for index, length in enumerate(lengths) if length >= capacity), len(lengths) - 1)
-    rows = (1 + CACHE_COPIES_FACTOR[engine]) * lengths[last] + (lengths[last - 1] if last else 0)
-    return round(_bytes_per_position(manifest, engine) * rows)
+    positions = (1 + CACHE_COPIES_FACTOR[engine]) * lengths[last] + (lengths[last - 1] if last else 0)
+    return round(_bytes_per_position(manifest, engine) * positions)
 
 
 def _bytes_per_position(manifest: Manifest, engine: str) -> int:
