@@ -19,8 +19,8 @@ from cabochon_convert.recipes import RECIPES
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TINY = REPOSITORY / "models" / "tiny"
-DRAFTING_CACHES = (48, 160)
-"""Both longer than the model's window, and the first one shorter than some prompts with their answers."""
+DRAFTING_CACHES = (160, 320)
+"""Both longer than the model's window; no caches are shorter than the first, which prefill reads of sliding ones."""
 GOLDEN_MANIFEST = REPOSITORY / "tests" / "golden" / "manifest.json"
 
 # A busy machine must not make a test fail; a property that needs files takes a folder that its examples share. CI
@@ -126,7 +126,7 @@ def drafting_litert_package(random_checkpoint: Path, tmp_path_factory: pytest.Te
             RECIPES["float"], target="litert", text_only=True, drafter=drafter, context_length=DRAFTING_CACHES[-1]
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cabochon_convert.engine_litert.cache_lengths", lambda _: DRAFTING_CACHES)
+            patch.setattr("cabochon.cache_lengths.SHORTEST_CACHE", 1)
             convert_checkpoint(random_checkpoint, folder, settings)
 
     return make_once("drafting-litert", tmp_path_factory, make)

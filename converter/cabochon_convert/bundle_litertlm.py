@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.cache_lengths import ANY_LENGTH, PREFILL_LENGTH, shortest_cache
 from cabochon.embedder import open_embedder
 from cabochon.errors import CabochonError, RequestError, missing_dependency
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
+from cabochon_convert.cache_axes_litert import change_cache_length
 from cabochon_convert.embedder_litert import build_embedder
-from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures
+from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures, signature_names
 from cabochon_convert.graph_writer_litert import GraphWriter
 from cabochon_convert.package import OutputError
 from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
@@ -40,20 +41,20 @@ def write_litertlm(package: Package, path: Path, context_length: int | None = No
     """Bundle a package; returns the size of the file.
 
     Args:
-        context_length: of the caches; one of those that the package has, the longest by default.
+        context_length: of the caches; the package's by default.
 
     Raises:
-        RequestError: the package is not for LiteRT, or has no caches of this length.
+        RequestError: the package is not for LiteRT, or cannot have caches of this length.
         OutputError: the file exists or cannot be written; nothing is left behind.
     """
     if "litert" not in package.manifest.engines:
         raise RequestError(f"{package.folder} has no graphs for litert: convert the checkpoint with --target litert.")
-    context_length = context_length or package.manifest.text.context_length
-    lengths = cache_lengths(package.manifest.text.context_length)
-    if context_length not in lengths:
+    longest = package.manifest.text.context_length
+    context_length = context_length or longest
+    shortest = min(longest, shortest_cache(cache.window for cache in package.manifest.engines["litert"].caches))
+    if not shortest <= context_length <= longest:
         raise RequestError(
-            f"{package.folder} has no caches of {context_length} positions, only of "
-            f"{' and of '.join(map(str, lengths))}: choose one of them."
+            f"{package.folder} cannot have caches of {context_length} positions: expected {shortest} to {longest}."
         )
     if path.exists():
         raise OutputError(f"{path} exists already: choose another name.")
@@ -149,18 +150,20 @@ class _PackagedTable:
 
 
 def _decoder(package: Package, context_length: int, parts: Path) -> Path:
-    """LiteRT-LM 0.18 knows the plain names of signatures only, so that there are caches of one length.
+    """LiteRT-LM 0.18 knows the plain names of signatures only, and does not resize these.
 
     Runs that verify drafts are left out: it has a drafter of its own kind.
     """
     manifest = package.manifest
-    engine, lengths = manifest.engines["litert"], cache_lengths(manifest.text.context_length)
-    path = package.path(engine.decoder.file)
-    if len(lengths) == 1 and engine.drafter is None:
+    path, has_drafter = package.path(manifest.engines["litert"].decoder.file), manifest.engines["litert"].drafter
+    names = {f"{name}{ANY_LENGTH}": name for name in ("decode", f"prefill_{PREFILL_LENGTH}")}
+    if set(names) <= set(signature_names(path)):
+        keep_signatures(path, names, parts / path.name, lambda model: change_cache_length(model, context_length))
+    elif has_drafter:
+        plain = ("decode", f"prefill_{min(PREFILL_LENGTH, manifest.text.context_length)}")
+        keep_signatures(path, {name: name for name in plain}, parts / path.name)
+    else:
         return path
-    suffix = "" if len(lengths) == 1 else f"_cache_{context_length}"
-    names = {f"{name}{suffix}": name for name in ("decode", f"prefill_{min(PREFILL_LENGTH, context_length)}")}
-    keep_signatures(path, names, parts / path.name)
     return parts / path.name
 
 

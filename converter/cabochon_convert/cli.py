@@ -112,7 +112,7 @@ def _litertlm_parser() -> argparse.ArgumentParser:
     parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
     parser.add_argument("output", type=Path, help="file to be written: NAME.litertlm")
     parser.add_argument(
-        "--context-length", type=int, help="caches to bundle, of those that the package has (default: the longest)"
+        "--context-length", type=int, help="positions of the caches (default: as many as the package has)"
     )
     return parser
 

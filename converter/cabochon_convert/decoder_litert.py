@@ -1,7 +1,8 @@
 """The text decoder as a LiteRT graph that Google's LiteRT-LM runs as well.
 
-Signatures are `prefill_N` and `decode`, or, where there are caches of several lengths C, `prefill_N_cache_C` and
-`decode_cache_C`: a step costs what its whole cache costs, in layers without a sliding window.
+Signatures are `prefill_N_any_cache` and `decode_any_cache`, whose caches of C positions may be resized: a step costs
+what its whole cache costs, in layers without a sliding window. A short context has `prefill_N` and `decode`, which
+stay as they are.
 
     embeddings            float32 [1, N, hidden]
     per_layer_embeddings  float32 [1, N, layers, width]
@@ -16,25 +17,25 @@ and the same caches as outputs, which may be the same buffers: a run writes rows
 layers that share a cache.
 
 Where a drafter reads them, `decode` also gives `hidden_states` float32 [1, 1, hidden], behind the last norm, and
-`verify_N` (or `verify_N_cache_C`) gives logits and hidden states of N positions.
+`verify_N_any_cache` (or `verify_N`) gives logits and hidden states of N positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cabochon.cache_lengths import PREFILL_LENGTH
+from cabochon.cache_lengths import ANY_LENGTH, PREFILL_LENGTH, cache_lengths, shortest_cache
 from cabochon.draft_length import LONGEST_DRAFT
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.attention_litert import WINDOWED_ATTENTION
+from cabochon_convert.cache_axes_litert import STAND_IN, set_cache_length
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.flatbuffer_litert import FilledMatrix
-from cabochon_convert.graph_litert import Places, Signature
+from cabochon_convert.graph_litert import Places, Signature, convert_graph
 from cabochon_convert.litert_torch_parts import (
     DecodeModule,
     ExportableModuleConfig,
@@ -44,7 +45,7 @@ from cabochon_convert.litert_torch_parts import (
 )
 from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.matrices_litert import CheckpointMatrix
-from cabochon_convert.model_litert import build_model, patched_transformers, read_small_tensors, write_graph
+from cabochon_convert.model_litert import build_model, fill_graph, patched_transformers, read_small_tensors
 from cabochon_convert.recipes import EMBEDDING, HEAD
 from cabochon_convert.text_config import TextConfig
 
@@ -64,8 +65,8 @@ class BuiltLitertDecoder:
     head: FilledMatrix
 
 
-class _Head(torch.nn.Module):
-    """A decoding step with its output matrix.
+class _Step(torch.nn.Module):
+    """A run whose attention cuts its own windows, with its output matrix where it gives logits.
 
     And with the soft cap that litert-torch 0.10 leaves to the reader, and LiteRT-LM leaves out.
     """
@@ -77,7 +78,10 @@ class _Head(torch.nn.Module):
 
     def forward(self, embeddings: Any, per_layer_embeddings: Any, input_pos: Any, kv_cache: Any, mask: Any) -> Any:
         """See the module's description."""
-        outputs = self._step(embeddings, per_layer_embeddings, input_pos, kv_cache, mask)
+        # Else litert-torch makes a mask of windows as long as the cache, which could not be resized.
+        outputs = self._step(embeddings, per_layer_embeddings, input_pos, kv_cache, mask, local_mask=mask)
+        if "logits" not in outputs:
+            return outputs
         # The step's own head hands them on.
         hidden_states = outputs["logits"]
         logits = self._matrix(hidden_states)
@@ -91,7 +95,7 @@ def build_litert_decoder(
     checkpoint: Checkpoint,
     config: TextConfig,
     settings: LinearSettings,
-    cache_lengths: Sequence[int],
+    context_length: int,
     path: Path,
     verified_positions: int = 0,
 ) -> BuiltLitertDecoder:
@@ -112,12 +116,15 @@ def build_litert_decoder(
         model = build_model(checkpoint, "text_config", WINDOWED_ATTENTION)
         places = _take_places(model, checkpoint, head)
         output_matrix, model.lm_head = model.lm_head, torch.nn.Identity()
+        resizes = is_resizable(config, context_length)
+        length, ending = (STAND_IN, ANY_LENGTH) if resizes else (context_length, "")
         exporter = _Exporter(model, output_matrix, checkpoint.folder, config.final_logit_softcap, verified_positions)
-        signatures = [each for length in cache_lengths for each in exporter.signatures(length)]
-        if len(cache_lengths) == 1:
-            signatures = [replace(each, name=each.name.partition("_cache_")[0]) for each in signatures]
+        signatures = exporter.signatures(length, ending)
         with patch_builtin_tuple_for_export():
-            matrices, filled = write_graph(signatures, places, checkpoint, settings, path)
+            graph = convert_graph(signatures, places)
+        if resizes:
+            graph = set_cache_length(graph, context_length)
+        matrices, filled = fill_graph(graph, places, checkpoint, settings, path)
     (head_filled,) = (place for place, matrix in zip(filled, matrices, strict=True) if matrix.tensor == head)
     return BuiltLitertDecoder(_caches(config), matrices, head_filled)
 
@@ -130,9 +137,23 @@ def verified_positions(recommended_drafts: int) -> int:
     return 1 + min(max(recommended_drafts, LEAST_DRAFTS), LONGEST_DRAFT)
 
 
-def decode_signature(cache_lengths: Sequence[int]) -> str:
-    """The one of the longest caches."""
-    return "decode" if len(cache_lengths) == 1 else f"decode_cache_{cache_lengths[-1]}"
+def is_resizable(config: TextConfig, context_length: int) -> bool:
+    """Whether the context is longer than the shortest caches, so that there are several lengths."""
+    return STAND_IN > _shortest_cache(config) < context_length
+
+
+def lengths_in_use(config: TextConfig, context_length: int) -> tuple[int, ...]:
+    """Of the caches, one after another."""
+    return cache_lengths(context_length, _shortest_cache(config))
+
+
+def _shortest_cache(config: TextConfig) -> int:
+    return shortest_cache(config.sliding_window for layer in config.layers if layer.kind == "sliding")
+
+
+def decode_signature(config: TextConfig, context_length: int) -> str:
+    """The one that gives logits."""
+    return f"decode{ANY_LENGTH}" if is_resizable(config, context_length) else "decode"
 
 
 def _take_places(model: Any, checkpoint: Checkpoint, head: str) -> Places:
@@ -156,22 +177,22 @@ class _Exporter:
     cap: float
     verified_positions: int
 
-    def signatures(self, cache_length: int) -> list[Signature]:
-        """Prefill and decode, and verify for a drafter."""
+    def signatures(self, cache_length: int, ending: str) -> list[Signature]:
+        """Prefill and decode, and verify for a drafter. Args: ending: of their names."""
         config, count = self.model.config.text_config, self.verified_positions
         prefill = PrefillModule(self.model, self._settings(cache_length, min(PREFILL_LENGTH, cache_length)))
-        step = DecodeModule(self.model, self._settings(cache_length, 1))
-        head = _Head(step, self.output_matrix, self.cap, gives_hidden_states=count > 0)
-        modules = [(prefill, prefill.get_sample_inputs(config)), (head, step.get_sample_inputs(config))]
+        decode = DecodeModule(self.model, self._settings(cache_length, 1))
+        inputs = prefill.get_sample_inputs(config) | decode.get_sample_inputs(config)
         if count:
             # Such a run takes what a prefill of as many positions takes.
             several = PrefillModule(self.model, self._settings(cache_length, min(count, cache_length)))
-            inputs = several.get_sample_inputs(config).values()
-            modules.append((head, {f"{VERIFY}_{count}": each for each in inputs}))
+            inputs |= {f"{VERIFY}_{count}": each for each in several.get_sample_inputs(config).values()}
+        silent, answering = (
+            _Step(each, self.output_matrix, self.cap, gives_hidden_states=count > 0) for each in (prefill, decode)
+        )
         return [
-            Signature(f"{name}_cache_{cache_length}", module, inputs)
-            for module, signatures in modules
-            for name, (inputs, _) in signatures.items()
+            Signature(f"{name}{ending}", silent if name.startswith("prefill") else answering, sample)
+            for name, (sample, _) in inputs.items()
         ]
 
     def _settings(self, cache_length: int, positions: int) -> Any:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.audio_model import AudioModel
-from cabochon.cache_lengths import cache_lengths
 from cabochon.manifest import AppliedPrecision, Engine, Graph, Manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert import audio_encoder_litert, vision_encoder_litert
@@ -18,7 +17,7 @@ from cabochon_convert.audio_encoder_litert import (
 )
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.config import ModelConfig
-from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature, verified_positions
+from cabochon_convert.decoder_litert import build_litert_decoder, decode_signature, lengths_in_use, verified_positions
 from cabochon_convert.drafter_litert import build_litert_drafter
 from cabochon_convert.drafter_source import DrafterSource
 from cabochon_convert.embedder_litert import build_embedder, table_of_matrix
@@ -52,9 +51,8 @@ def build_litert_engine(
     text, context_length = config.text, draft.text.context_length
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
-    lengths = cache_lengths(context_length)
     verified = verified_positions(drafter.recommended_drafts) if drafter else 0
-    decoder = build_litert_decoder(checkpoint, text, settings, lengths, folder / "decoder.tflite", verified)
+    decoder = build_litert_decoder(checkpoint, text, settings, context_length, folder / "decoder.tflite", verified)
     matrices = list(decoder.matrices)
     rows, columns = text.vocabulary_size, text.hidden_size
     scale = float(columns**0.5)
@@ -83,11 +81,15 @@ def build_litert_engine(
     if drafter is not None:
         progress.start("drafter", drafter.checkpoint.size, "B")
         built_drafter = build_litert_drafter(
-            drafter.checkpoint, drafter.config, settings, lengths, folder / "drafter.tflite"
+            drafter.checkpoint,
+            drafter.config,
+            settings,
+            lengths_in_use(text, context_length),
+            folder / "drafter.tflite",
         )
         applied |= built_drafter.applied
     engine = Engine(
-        decoder=describe_graph(folder / "decoder.tflite", decode_signature(lengths)),
+        decoder=describe_graph(folder / "decoder.tflite", decode_signature(text, context_length)),
         caches=decoder.caches,
         audio_encoder=audio.encoder,
         audio_projector=audio.projector,

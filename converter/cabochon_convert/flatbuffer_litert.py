@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -267,11 +267,20 @@ def describe_graph(path: Path, signature: str) -> Graph:
     return Graph(file=path.name, inputs=tuple(sorted(inputs, key=by_name)), outputs=tuple(sorted(outputs, key=by_name)))
 
 
-def keep_signatures(source: Path, names: Mapping[str, str], target: Path) -> None:
+def signature_names(path: Path) -> list[str]:
+    """Of a file."""
+    model = schema.Model.GetRootAsModel(np.memmap(path, np.uint8, "r"), 0)
+    return [model.SignatureDefs(index).SignatureKey().decode() for index in range(model.SignatureDefsLength())]
+
+
+def keep_signatures(
+    source: Path, names: Mapping[str, str], target: Path, change: Callable[[Any], object] | None = None
+) -> None:
     """Copy a file in which only some signatures are left, with new names; matrices stay where they are.
 
     Args:
         names: new names by old ones.
+        change: what else becomes of the schema's object of the model, without its matrices.
 
     Raises:
         ValueError: a signature is not there.
@@ -284,6 +293,8 @@ def keep_signatures(source: Path, names: Mapping[str, str], target: Path) -> Non
         raise ValueError(f"{source} has no signature {missing[0]}")
     for each in model.signatureDefs:
         each.signatureKey = names[each.signatureKey.decode()].encode()
+    if change is not None:
+        change(model)
     start = min(buffer.offset for buffer in model.buffers if buffer.offset > 1)
     header = pack_model(model)
     if len(header) > start:

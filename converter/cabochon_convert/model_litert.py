@@ -91,6 +91,12 @@ def write_graph(
     signatures: Sequence[Signature], places: Places, checkpoint: Checkpoint, settings: LinearSettings, path: Path
 ) -> tuple[tuple[CheckpointMatrix, ...], list[FilledMatrix]]:
     """Write a graph with its matrices to a file; returns what they are, and where they lie."""
-    graph = convert_graph(signatures, places)
+    return fill_graph(convert_graph(signatures, places), places, checkpoint, settings, path)
+
+
+def fill_graph(
+    graph: bytes, places: Places, checkpoint: Checkpoint, settings: LinearSettings, path: Path
+) -> tuple[tuple[CheckpointMatrix, ...], list[FilledMatrix]]:
+    """Write a graph that is converted already."""
     matrices = matrices_of(places, checkpoint, settings)
     return matrices, fill_places(graph, matrices, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,15 @@ from cabochon.backend import (
     refuse_unfitting_rows,
     rows_needed,
 )
-from cabochon.backend_litert_drafter import LitertDrafter
+from cabochon.backend_litert_drafter import LitertDrafter, drafting_lengths
 from cabochon.backend_litert_models import (
     LIBRARY,
     call_signature,
     load_model,
-    read_buffer,
     shortest_signature,
     zeroed_buffer,
 )
+from cabochon.cache_lengths import ANY_LENGTH, cache_lengths, shortest_cache
 from cabochon.errors import PackageError, RequestError
 from cabochon.manifest import Engine, Graph
 from cabochon.package import Package
@@ -47,11 +48,12 @@ def open_litert_session(package: Package, settings: EngineSettings) -> Session:
     encoder = None
     if engine.audio_encoder is not None:
         encoder = LitertAudioEncoder(package, engine.audio_encoder, engine.audio_projector, settings)
-    decoder, drafter = LitertDecoder(package, engine, settings), None
-    if engine.drafter is not None:
-        model = load_model(package, engine.drafter.graph, settings)
-        drafter = LitertDrafter(model, engine.drafter.cache_layers, decoder)
-    return Session(decoder, encoder, LIBRARY, drafter)
+    if engine.drafter is None:
+        return Session(LitertDecoder(package, engine, settings), encoder, LIBRARY)
+    model = load_model(package, engine.drafter.graph, settings)
+    lengths = drafting_lengths(model, engine.drafter.cache_layers)
+    decoder = LitertDecoder(package, engine, settings, sorted(lengths))
+    return Session(decoder, encoder, LIBRARY, LitertDrafter(model, engine.drafter.cache_layers, lengths, decoder))
 
 
 def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> LitertVisionEncoder:
@@ -66,17 +68,23 @@ def open_litert_vision_encoder(package: Package, settings: EngineSettings) -> Li
 
 
 class LitertDecoder:
-    """Text decoder with caches of fixed lengths, each with its own signatures: a step costs what its whole cache costs.
+    """Text decoder whose caches have one of some lengths: a step costs what its whole cache costs.
 
-    Positions move to the next longer caches when they no longer fit.
+    Positions move to the next longer caches when they no longer fit. Signatures are resized to them, or, in packages of
+    older versions, each length has its own.
+
+    Args:
+        lengths: that caches may have, where something else has to fit them.
     """
 
-    def __init__(self, package: Package, engine: Engine, settings: EngineSettings) -> None:
+    def __init__(self, package: Package, engine: Engine, settings: EngineSettings, lengths: Sequence[int] = ()) -> None:
         text = package.manifest.text
         self._capacity = choose_capacity(settings, text.context_length)
         self._model = load_model(package, engine.decoder, settings)
         self._layer_shape = (text.layer_count, text.per_layer_input_size)
-        self._steps = sorted(_steps(self._model, engine), key=lambda steps: steps.length)
+        lengths = lengths or cache_lengths(text.context_length, shortest_cache(cache.window for cache in engine.caches))
+        steps = _resizable_steps(self._model, engine, lengths) or _steps(self._model, engine)
+        self._steps = sorted(steps, key=lambda steps: steps.length)
         if self._steps[-1].length < self._capacity:
             raise PackageError(
                 f"{package.path(engine.decoder.file)} has caches of {self._steps[-1].length} positions, but the "
@@ -148,7 +156,7 @@ class LitertDecoder:
     def write_caches(self, rows: CacheRows) -> None:
         """See `Decoder.write_caches`."""
         refuse_unfitting_rows(rows, self._caches, self._capacity)
-        self._current = next(steps for steps in self._steps if steps.length >= rows.end)
+        self._change_to(next(steps for steps in self._steps if steps.length >= rows.end), 0)
         given = iter(rows.rows)
         for cache in self._caches:
             for name in (cache.past_key, cache.past_value):
@@ -159,26 +167,39 @@ class LitertDecoder:
 
     def _make_room(self, position: int, count: int) -> None:
         """Choose the caches that the positions fit into, and take along what is before them."""
+        needed = next(steps for steps in self._steps if steps.length >= position + count)
         if position == 0:
-            self._current, self._earliest_position = self._steps[0], 0
-        if position + count > self._current.length:
-            longer = next(steps for steps in self._steps if steps.length >= position + count)
-            if position:
-                longer.copy_caches(self._current, position)
-            self._current = longer
+            self._earliest_position = 0
+            self._change_to(needed, 0)
+        elif needed.length > self._current.length:
+            self._change_to(needed, position)
+
+    def _change_to(self, steps: _Steps, count: int) -> None:
+        """Work with other caches, and take along the first positions."""
+        if steps is self._current:
+            return
+        if count:
+            steps.copy_caches(self._current, count)
+        if self._current.is_resizable:
+            self._current.forget()
+        self._current = steps
 
 
 class _Steps:
-    """The signatures of caches of one length, and these caches: buffers that all of them read and write in place."""
+    """Signatures with caches of one length, and these caches: buffers that all of them read and write in place.
 
-    def __init__(self, model: Any, keys: Sequence[str], engine: Engine) -> None:
-        self._model, self._keys = model, keys
+    Args:
+        length: that the caches are resized to before anything runs; None where they stay as they are.
+    """
+
+    def __init__(self, model: Any, keys: Sequence[str], engine: Engine, length: int | None = None) -> None:
+        self._model, self._keys, self._engine = model, keys, engine
         # Rows of keys are positions, and of values they are columns.
-        self._names = {cache.past_key: 2 for cache in engine.caches} | {cache.past_value: 3 for cache in engine.caches}
+        self._axes = {cache.past_key: 2 for cache in engine.caches} | {cache.past_value: 3 for cache in engine.caches}
         self._caches: dict[str, Any] = {}
         self._runs: list[_Run] = []
-        mask = model.get_input_tensor_details(keys[0])["mask"]["shape"]
-        self.length = int(mask[-1])
+        self.is_resizable = length is not None
+        self.length = length or int(model.get_input_tensor_details(keys[0])["mask"]["shape"][-1])
 
     @property
     def shortest_run(self) -> int:
@@ -209,8 +230,12 @@ class _Steps:
 
     def copy_caches(self, shorter: _Steps, count: int) -> None:
         """Take over the first positions of shorter caches."""
-        for name in self._names:
+        for name in self._axes:
             self._write(name, 0, shorter._read(name)[:count])
+
+    def forget(self) -> None:
+        """Free the caches and all other buffers; they are made again when they are needed."""
+        self._caches, self._runs = {}, []
 
     def rows(self, name: str) -> Float32Array:
         """Of one cache: [positions, heads, head size]."""
@@ -224,21 +249,38 @@ class _Steps:
     def _read(self, name: str) -> Float32Array:
         """[positions, 1, heads, head size]"""
         self._all_runs()
-        return np.moveaxis(read_buffer(self._model, self._keys[0], name, self._caches[name]), self._names[name], 0)
+        shape = self._shapes(self._keys[0])[name]
+        values: Float32Array = self._caches[name].read(prod(shape), np.float32).reshape(shape)
+        return np.moveaxis(values, self._axes[name], 0)
 
     def _write(self, name: str, first: int, rows: Float32Array) -> None:
         self._all_runs()
-        values = np.zeros(self._model.get_input_tensor_details(self._keys[0])[name]["shape"], np.float32)
-        np.moveaxis(values, self._names[name], 0)[first : first + len(rows)] = rows
+        values = np.zeros(self._shapes(self._keys[0])[name], np.float32)
+        np.moveaxis(values, self._axes[name], 0)[first : first + len(rows)] = rows
         self._caches[name].write(values)
 
     def _all_runs(self) -> list[_Run]:
         """By length; buffers are made when they are first used."""
         if not self._runs:
-            self._caches = {name: zeroed_buffer(self._model, self._keys[0], name) for name in self._names}
-            runs = (_Run(self._model, key, self._caches) for key in self._keys)
+            shapes = {key: self._shapes(key) for key in self._keys}
+            if self.is_resizable:
+                for key in self._keys:
+                    for name in (*self._axes, "mask"):
+                        # Strictly, only what a graph says is resizable, which LiteRT would prepare anew each time.
+                        self._model.resize_input_tensor_by_name(key, name, shapes[key][name], strict=False)
+            first = self._keys[0]
+            self._caches = {name: zeroed_buffer(self._model, first, name, shapes[first][name]) for name in self._axes}
+            runs = (_Run(self._model, key, shapes[key], self._caches) for key in self._keys)
             self._runs = sorted(runs, key=lambda run: run.length)
         return self._runs
+
+    def _shapes(self, key: str) -> dict[str, list[int]]:
+        """Of the inputs of a signature, when its caches have this length."""
+        details = self._model.get_input_tensor_details(key)
+        shapes = {name: list(map(int, each["shape"])) for name, each in details.items()}
+        for name, axis in {**self._axes, "mask": 3}.items():
+            shapes[name][axis] = self.length
+        return shapes
 
 
 def _steps(model: Any, engine: Engine) -> list[_Steps]:
@@ -250,13 +292,18 @@ def _steps(model: Any, engine: Engine) -> list[_Steps]:
     return [_Steps(model, keys, engine) for keys in by_length.values()]
 
 
+def _resizable_steps(model: Any, engine: Engine, lengths: Sequence[int]) -> list[_Steps]:
+    """All lengths of the same signatures; none where they cannot be resized."""
+    keys = [key for key in model.get_signature_list() if key.endswith(ANY_LENGTH)]
+    return [_Steps(model, keys, engine, length) for length in lengths] if keys else []
+
+
 class _Run:
     """One signature of the decoder with its buffers."""
 
-    def __init__(self, model: Any, key: str, caches: Mapping[str, Any]) -> None:
+    def __init__(self, model: Any, key: str, shapes: Mapping[str, Sequence[int]], caches: Mapping[str, Any]) -> None:
         self._model, self._key = model, key
         inputs, outputs = (model.get_signature_list()[key][side] for side in ("inputs", "outputs"))
-        shapes = {name: tuple(details["shape"]) for name, details in model.get_input_tensor_details(key).items()}
         self.length = shapes["input_pos"][0]
         self._embeddings = np.zeros(shapes["embeddings"], np.float32)
         self._per_layer = np.zeros(shapes["per_layer_embeddings"], np.float32)

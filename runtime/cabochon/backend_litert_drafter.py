@@ -22,22 +22,27 @@ class BoundCaches(Protocol):
         """The length of the caches in use, and where the keys and values of a layer's lie."""
 
 
+def drafting_lengths(model: Any, cache_layers: Mapping[str, int]) -> dict[int, str]:
+    """Names of the signatures of a drafter by the length of the caches that they read."""
+    kind = next(iter(cache_layers))
+    return {
+        int(model.get_input_tensor_details(key)[f"keys_{kind}"]["shape"][2]): key for key in model.get_signature_list()
+    }
+
+
 class LitertDrafter:
     """See `Drafter`; it has a signature for each length of the decoder's caches.
 
     Args:
         cache_layers: by kind of cache that it reads, the decoder's layer that owns it.
+        keys: names of signatures, see `drafting_lengths`.
     """
 
-    def __init__(self, model: Any, cache_layers: Mapping[str, int], decoder: BoundCaches) -> None:
+    def __init__(
+        self, model: Any, cache_layers: Mapping[str, int], keys: Mapping[int, str], decoder: BoundCaches
+    ) -> None:
         self._model, self._decoder = model, decoder
-        self._cache_layers = dict(cache_layers)
-        kind = next(iter(cache_layers))
-        self._keys = {
-            int(model.get_input_tensor_details(key)[f"keys_{kind}"]["shape"][2]): key
-            for key in model.get_signature_list()
-        }
-        self._signatures: dict[int, _Signature] = {}
+        self._cache_layers, self._keys = dict(cache_layers), dict(keys)
         self._current: _Signature | None = None
 
     @property
@@ -50,9 +55,9 @@ class LitertDrafter:
         caches = {}
         for kind, layer in self._cache_layers.items():
             length, caches[f"keys_{kind}"], caches[f"values_{kind}"] = self._decoder.bound_caches(layer)
-        if length not in self._signatures:
-            self._signatures[length] = _Signature(self._model, self._keys[length], caches)
-        self._current = self._signatures[length]
+        # The decoder makes new caches when it changes their length.
+        if self._current is None or not self._current.is_bound_to(caches):
+            self._current = _Signature(self._model, self._keys[length], caches)
         self._current.write("position", np.array([position], np.int32))
 
     def guess(self, embedding: Float32Array, hidden: Float32Array) -> Guess:
@@ -81,6 +86,10 @@ class _Signature:
             name: (tuple(details["shape"]), np.dtype(details["dtype"]))
             for name, details in model.get_output_tensor_details(key).items()
         }
+
+    def is_bound_to(self, caches: Mapping[str, Any]) -> bool:
+        """Whether it reads these very buffers."""
+        return all(self._inputs[name] is buffer for name, buffer in caches.items())
 
     def write(self, name: str, values: np.ndarray) -> None:
         """Fill one of the inputs."""

@@ -6,15 +6,15 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cabochon.arrays import Float32Array
 from cabochon.backend import EngineSettings
 from cabochon.errors import PackageError, missing_dependency
+from cabochon.freed_memory import drop_file_pages, return_freed_memory
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
@@ -44,9 +44,12 @@ def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
             details = model.get_input_tensor_details(key)[names["inputs"][0]]
             values = np.zeros(details["shape"], np.dtype(details["dtype"]))
             model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
-            return model
     except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
         raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+    # XNNPACK read all scales to check them; what it calculates with is in the file of the weights.
+    drop_file_pages(path)
+    return_freed_memory()
+    return model
 
 
 @functools.cache
@@ -106,15 +109,8 @@ def call_signature(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> di
     return found
 
 
-def read_buffer(model: Any, key: str, name: str, buffer: Any) -> Float32Array:
-    """A buffer of one of the inputs of a signature."""
-    shape = tuple(model.get_input_tensor_details(key)[name]["shape"])
-    values: Float32Array = buffer.read(int(np.prod(shape)), np.float32).reshape(shape)
-    return values
-
-
-def zeroed_buffer(model: Any, key: str, name: str) -> Any:
+def zeroed_buffer(model: Any, key: str, name: str, shape: Sequence[int]) -> Any:
     """What was never written must be numbers: a weight of zero times anything else is not zero."""
     buffer = model.create_input_buffer_by_name(key, name)
-    buffer.write(np.zeros(model.get_input_tensor_details(key)[name]["shape"], np.float32))
+    buffer.write(np.zeros(shape, np.float32))
     return buffer

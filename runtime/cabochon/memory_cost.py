@@ -12,7 +12,7 @@ from math import prod
 
 from cabochon.audio_model import AudioModel
 from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
-from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
+from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths, shortest_cache
 from cabochon.draft_length import AUTOMATIC_LONGEST
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
@@ -24,8 +24,8 @@ MEBIBYTE = 1 << 20
 
 INTERPRETER_BYTES = 65 * MEBIBYTE
 """Python, numpy and the libraries that every command imports."""
-TOKENIZER_FACTOR = 15
-"""tokenizer.json in memory, as a multiple of the file."""
+TOKEN_BYTES, TOKENIZER_FACTOR = 222, 2.2
+"""The tokenizer in memory: of each token, which is kept twice, and a multiple of tokenizer.json, for its merges."""
 ENGINE_BYTES = {"onnx": 10 * MEBIBYTE, "litert": 12 * MEBIBYTE}
 """What an engine needs for itself, once a graph is loaded."""
 WEIGHTS_FACTOR = {"onnx": 1.11, "litert": 1.08}
@@ -34,7 +34,7 @@ and reads some of the graph's own."""
 ENCODER_WEIGHTS_FACTOR = 1.04
 """Of encoders, which have fewer sums."""
 CACHE_COPIES_FACTOR = {"onnx": 0.0, "litert": 0.7}
-"""Windows, transposed keys and masks that LiteRT keeps for every length of caches, as a multiple of these caches."""
+"""Windows, transposed keys and masks that LiteRT keeps, as a multiple of the caches."""
 HIDDEN_COPIES, PER_LAYER_COPIES = 16, 5
 """Rows of a run that are alive at once: as wide as the model (MLPs are wider), and as wide as all per-layer inputs."""
 FRAME_COPIES, FRAME_ROWS = 70, 5
@@ -142,7 +142,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         raise RequestError(f"what the engine {engine!r} needs is unknown to this cabochon: install a newer one.")
     capacity = choose_capacity(EngineSettings(context_length=context_length), manifest.text.context_length)
     graphs = manifest.engines[engine]
-    runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
+    runtime = INTERPRETER_BYTES + ENGINE_BYTES[engine] + _tokenizer_bytes(manifest)
     stored = _weights(manifest, graphs.decoder)
     weights = round(WEIGHTS_FACTOR[engine] * stored)
     heard = _part_weights(manifest, engine, (graphs.audio_encoder, graphs.audio_projector))
@@ -186,6 +186,12 @@ def weight_cache_bytes(manifest: Manifest, engine: str) -> int:
     return sum(_weights(manifest, graph) for graph in (graphs.decoder, drafter, *encoders) if graph)
 
 
+def _tokenizer_bytes(manifest: Manifest) -> int:
+    return TOKEN_BYTES * manifest.text.vocabulary_size + round(
+        TOKENIZER_FACTOR * _size(manifest, manifest.tokenizer_file)
+    )
+
+
 def _size(manifest: Manifest, path: str) -> int:
     return sum(record.size for record in manifest.files if record.path == path)
 
@@ -207,19 +213,15 @@ def _largest_matrix(manifest: Manifest, engine: str) -> int:
 
 
 def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
-    """Of all caches, filled: LiteRT has caches of several lengths, and uses each up to the one that is needed."""
+    """Of all caches, filled: LiteRT's grow, and while they do the last ones are there as well."""
     caches = manifest.engines[engine].caches
     if engine == "onnx":
         rows = [sliding_capacity(cache.window, capacity) if cache.window else capacity for cache in caches]
         return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
-    copies = 1 + CACHE_COPIES_FACTOR[engine]
-    return round(copies * _bytes_per_position(manifest, engine) * sum(_lengths_in_use(manifest, capacity)))
-
-
-def _lengths_in_use(manifest: Manifest, capacity: int) -> list[int]:
-    lengths = cache_lengths(manifest.text.context_length)
+    lengths = cache_lengths(manifest.text.context_length, shortest_cache(cache.window for cache in caches))
     last = next((index for index, length in enumerate(lengths) if length >= capacity), len(lengths) - 1)
-    return list(lengths[: last + 1])
+    positions = (1 + CACHE_COPIES_FACTOR[engine]) * lengths[last] + (lengths[last - 1] if last else 0)
+    return round(_bytes_per_position(manifest, engine) * positions)
 
 
 def _bytes_per_position(manifest: Manifest, engine: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.freed_memory import return_freed_memory
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 """How a vocabulary writes the tokens that spell a rare character byte by byte."""
@@ -26,6 +27,7 @@ class Tokenizer:
             raise PackageError(
                 f"{path} is not a tokenizer ({error}): copy it from the original checkpoint again."
             ) from None
+        return_freed_memory()
         added = self._tokenizer.get_added_tokens_decoder()
         # Gemma 4 does not call all of its control tokens special: <|channel> is one.
         self._control_tokens = {token for token, content in added.items() if content.content.strip()}

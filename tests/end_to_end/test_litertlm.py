@@ -69,9 +69,7 @@ def test_a_sound_is_transcribed_and_translated(engine: Engine, tiny_litert_float
 
 def test_a_bundle_leaves_out_what_only_a_drafter_needs(drafting_litert_package: Path, tmp_path: Path) -> None:
     package = open_package(drafting_litert_package)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cabochon_convert.bundle_litertlm.cache_lengths", lambda _: DRAFTING_CACHES)
-        path = _decoder(package, DRAFTING_CACHES[-1], tmp_path)
+    path = _decoder(package, DRAFTING_CACHES[-1], tmp_path)
     assert set(CompiledModel.from_file(str(path)).get_signature_list()) == {"prefill_128", "decode"}
 
 

@@ -69,7 +69,7 @@ def prompts(count: int, seed: int) -> Iterator[list[int]]:
     """Random tokens; some prompts are several windows long, some answers start within the first window."""
     generator = np.random.default_rng(seed)
     for _ in range(count):
-        yield generator.integers(30, 3000, int(generator.choice([1, 3, 10, 23, 25, 60, 100]))).tolist()
+        yield generator.integers(30, 3000, int(generator.choice([1, 3, 10, 23, 25, 60, 100, 150]))).tolist()
 
 
 def write_informed_drafter(folder: Path, checkpoint: Path, plain: Path, seed: int) -> Path:

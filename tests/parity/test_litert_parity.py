@@ -14,6 +14,7 @@ from conftest import TINY
 
 import cabochon
 from cabochon.backend import EngineSettings, Session
+from cabochon.backend_litert import LitertDecoder
 from cabochon.embedder import Embedder, open_embedder
 from cabochon.engines import choose_engine, open_session
 from cabochon.package import open_package
@@ -121,7 +122,7 @@ def test_audio_embeddings_are_those_of_transformers_and_onnx_at_any_length(
 
 
 def test_longer_caches_take_over_what_shorter_ones_hold(tiny_litert_package: Path) -> None:
-    # Its caches hold 512 and 2048 positions.
+    # Its caches hold 512, 1024 and 2048 positions.
     moved, straight = Opened(tiny_litert_package), Opened(tiny_litert_package)
     size = moved.package.manifest.text.vocabulary_size
     tokens = [2, *map(int, np.random.default_rng(1).integers(1000, size, 1099))]
@@ -134,6 +135,24 @@ def test_longer_caches_take_over_what_shorter_ones_hold(tiny_litert_package: Pat
         expected = straight.session.decoder.run(step.inputs_embeds, step.per_layer_inputs, start)[-1]
     # Activations are rounded to 8 bits, so that sums in another order can tip them over.
     assert (found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected) > 0.999
+
+
+def test_caches_that_have_grown_are_short_again_for_the_next_text(tiny_litert_package: Path) -> None:
+    opened = Opened(tiny_litert_package)
+    decoder = opened.session.decoder
+    assert isinstance(decoder, LitertDecoder)
+    size = opened.package.manifest.text.vocabulary_size
+    tokens = [2, *map(int, np.random.default_rng(2).integers(1000, size, 1299))]
+    expected, lengths = None, []
+    for count in (100, 1300, 100, 600, 100):
+        step = opened.embedder.embed(tokens[:count])
+        found = decoder.run(step.inputs_embeds, step.per_layer_inputs, 0)[-1].copy()
+        lengths.append(decoder._current.length)
+        if count == 100:
+            expected = found if expected is None else expected
+            assert np.array_equal(found, expected)
+    assert lengths == [512, 2048, 512, 1024, 512]
+    assert [steps.length for steps in decoder._steps if steps._caches] == [512]
 
 
 def test_both_engines_write_the_same_text(tiny_litert_float_package: Path, onnx: Opened) -> None:

@@ -44,11 +44,13 @@ def test_1000_positions_more_cost_what_is_said() -> None:
     assert longer.text - shorter.text == shorter.cache_per_1000_positions + 1000 * FLOAT * (64 + 7 * 32)
 
 
-def test_litert_costs_all_lengths_of_caches_up_to_the_one_that_is_needed() -> None:
-    manifest = on_litert(converted_for(8192))
-    each = [compute_memory_cost(manifest, "litert", length).parts.caches for length in (512, 513, 2048, 2049, 8192)]
-    row = 1.7 * (SLIDING_ROW + FULL_ROW)
-    assert each == [pytest.approx(row * rows, rel=1e-6) for rows in (512, 2560, 2560, 10752, 10752)]
+def test_litert_costs_caches_of_the_length_that_is_needed_and_while_they_grow_the_last_ones_too() -> None:
+    # A run of 128 positions reads 640 rows of a layer with a window of 512.
+    manifest = on_litert(converted_for(4096))
+    each = [compute_memory_cost(manifest, "litert", length).parts.caches for length in (640, 641, 1280, 4096)]
+    row = SLIDING_ROW + FULL_ROW
+    wanted = (1.7 * 640, 1.7 * 1280 + 640, 1.7 * 1280 + 640, 1.7 * 4096 + 2560)
+    assert each == [pytest.approx(row * rows, rel=1e-6) for rows in wanted]
 
 
 def test_what_litert_maps_is_not_in_memory_twice_and_is_written_to_the_cache_folder() -> None:
