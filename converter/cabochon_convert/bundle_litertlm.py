@@ -153,8 +153,11 @@ def _decoder(package: Package, context_length: int, parts: Path) -> Path:
     """LiteRT-LM 0.18 knows the plain names of signatures only, and does not resize these."""
     path = package.path(package.manifest.engines["litert"].decoder.file)
     names = {f"{name}{ANY_LENGTH}": name for name in ("decode", f"prefill_{PREFILL_LENGTH}")}
-    if not set(names) <= set(signature_names(path)):
+    found = set(signature_names(path))
+    if set(names.values()) <= found:
         return path
+    if not set(names) <= found:
+        raise RequestError(f"{path} is of an older version of cabochon-convert: convert the checkpoint again.")
     keep_signatures(path, names, parts / path.name, lambda model: change_cache_length(model, context_length))
     return parts / path.name
 
