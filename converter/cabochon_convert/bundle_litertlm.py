@@ -154,16 +154,18 @@ def _decoder(package: Package, context_length: int, parts: Path) -> Path:
 
     Runs that verify drafts are left out: it has a drafter of its own kind.
     """
-    manifest = package.manifest
-    path, has_drafter = package.path(manifest.engines["litert"].decoder.file), manifest.engines["litert"].drafter
+    path = package.path(package.manifest.engines["litert"].decoder.file)
     names = {f"{name}{ANY_LENGTH}": name for name in ("decode", f"prefill_{PREFILL_LENGTH}")}
-    if set(names) <= set(signature_names(path)):
+    found = set(signature_names(path))
+    if set(names) <= found:
         keep_signatures(path, names, parts / path.name, lambda model: change_cache_length(model, context_length))
-    elif has_drafter:
-        plain = ("decode", f"prefill_{min(PREFILL_LENGTH, manifest.text.context_length)}")
-        keep_signatures(path, {name: name for name in plain}, parts / path.name)
-    else:
+        return parts / path.name
+    plain = {"decode", f"prefill_{min(PREFILL_LENGTH, package.manifest.text.context_length)}"}
+    if not plain <= found:
+        raise RequestError(f"{path} is of an older version of cabochon-convert: convert the checkpoint again.")
+    if plain == found:
         return path
+    keep_signatures(path, {name: name for name in plain}, parts / path.name)
     return parts / path.name
 
 

@@ -14,6 +14,7 @@ from litert_lm import Backend, Engine, SamplerConfig
 from refusals import refused
 
 import cabochon
+from cabochon.errors import RequestError
 from cabochon.package import open_package
 from cabochon.prompt import Message, transcription_instruction, translation_instruction
 from cabochon_convert.bundle_litertlm import _decoder, write_litertlm
@@ -71,6 +72,26 @@ def test_a_bundle_leaves_out_what_only_a_drafter_needs(drafting_litert_package: 
     package = open_package(drafting_litert_package)
     path = _decoder(package, DRAFTING_CACHES[-1], tmp_path)
     assert set(CompiledModel.from_file(str(path)).get_signature_list()) == {"prefill_128", "decode"}
+
+
+def test_a_bundle_may_have_caches_of_another_length(tiny_litert_float_package: Path, tmp_path: Path) -> None:
+    package, path = open_package(tiny_litert_float_package), tmp_path / "shorter.litertlm"
+    write_litertlm(package, path, 600)
+    question = "Translate the following text from English into German: The train leaves at 8."
+    litert_lm.set_min_log_severity(litert_lm.LogSeverity.SILENT)
+    with Engine(str(path), backend=Backend.CPU(thread_count=2), cache_dir=str(tmp_path)) as opened:
+        found = answer(opened, question)
+    wanted = cabochon.load(tiny_litert_float_package).chat([Message("user", question)], cabochon.SamplingSettings())
+    assert found.strip() == wanted.finish().strip()
+
+
+@pytest.mark.parametrize("length", [511, 1001])
+def test_caches_that_the_package_cannot_have_are_refused(
+    tiny_litert_float_package: Path, tmp_path: Path, length: int
+) -> None:
+    with refused(RequestError, "512", "1000", str(length)):
+        write_litertlm(open_package(tiny_litert_float_package), tmp_path / "other.litertlm", length)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_exists_is_not_replaced(bundle: Path, tiny_litert_float_package: Path) -> None:
