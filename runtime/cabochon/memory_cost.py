@@ -57,7 +57,7 @@ class Parts:
     activations: int
     """Of the decoder's longest run."""
     prompt: int
-    """Embeddings of a prompt as long as the context: they are looked up before it is run."""
+    """Embeddings of the part of a prompt that is run at once."""
     audio_weights: int
     """0 where the package does not hear."""
     audio_activations: int
@@ -146,7 +146,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         decoder_weights=weights,
         caches=_cache_bytes(manifest, engine, capacity),
         activations=_activations(manifest, engine, capacity),
-        prompt=FLOAT_BYTES * capacity * (manifest.text.hidden_size + _per_layer_width(manifest)),
+        prompt=FLOAT_BYTES * min(capacity, LONGEST_RUN) * (manifest.text.hidden_size + _per_layer_width(manifest)),
         audio_weights=heard,
         audio_activations=_audio_activations(manifest.audio, manifest.text.hidden_size)
         if heard and manifest.audio

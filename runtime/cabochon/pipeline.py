@@ -23,7 +23,7 @@ from cabochon.constrained_decoding import AnswerFormat, GrammarReader
 from cabochon.conversation import Conversation, load_conversation
 from cabochon.decode import decode, prefill, require_room
 from cabochon.draft_length import DraftCounts, choose_draft_length
-from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.embedder import Prompt, open_embedder
 from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import AudioError, RequestError
 from cabochon.generation import Generation
@@ -315,8 +315,7 @@ class Model:
             started = time.perf_counter()
             require_room(decoder, len(tokens))
             start = self._begin(prompt)
-            rest = self._embed_from(start, prompt)
-            logits = prefill(decoder, rest, start)
+            logits = prefill(decoder, self._prepare_from(start, prompt), start)
             if prompt.audio_embeddings is None:
                 self._context.was_run(prompt.contents(self._image_token))
             statistics.prefill_seconds = time.perf_counter() - started
@@ -357,13 +356,13 @@ class Model:
         vision = self.package.manifest.vision
         return vision.soft_token if vision else None
 
-    def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
+    def _prepare_from(self, start: int, prompt: _Prompt) -> Prompt:
         """The part of a prompt that is to be run."""
         manifest, images = self.package.manifest, prompt.image_embeddings
         if images is not None:
             left = images[prompt.tokens[:start].count(self._image_token) :]
             images = left if len(left) else None
-        return self._embedder.embed(
+        return self._embedder.prepare(
             prompt.tokens[start:], manifest.audio, prompt.audio_embeddings, manifest.vision, images
         )
 
