@@ -15,7 +15,7 @@ from cabochon.backend import LONGEST_RUN, EngineSettings, choose_capacity
 from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
-from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
+from cabochon.manifest import CACHE_STORAGE_BYTES, TABLE_STORAGE_BITS, Graph, KeyValueCache, Manifest
 from cabochon.sliding_cache import sliding_capacity
 
 FLOAT_BYTES = 4
@@ -202,7 +202,7 @@ def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
     caches = manifest.engines[engine].caches
     if engine == "onnx":
         rows = [sliding_capacity(cache.window, capacity) if cache.window else capacity for cache in caches]
-        return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
+        return sum(_bytes_per_row(cache) * count for cache, count in zip(caches, rows, strict=True))
     copies = 1 + CACHE_COPIES_FACTOR[engine]
     return round(copies * _bytes_per_position(manifest, engine) * sum(_lengths_in_use(manifest, capacity)))
 
@@ -216,7 +216,12 @@ def _lengths_in_use(manifest: Manifest, capacity: int) -> list[int]:
 def _bytes_per_position(manifest: Manifest, engine: str) -> int:
     """Of a position in all caches that grow: not in onnxruntime's sliding ones."""
     growing = [cache for cache in manifest.engines[engine].caches if not cache.window or engine == "litert"]
-    return sum(2 * FLOAT_BYTES * cache.heads * cache.head_size for cache in growing)
+    return sum(map(_bytes_per_row, growing))
+
+
+def _bytes_per_row(cache: KeyValueCache) -> int:
+    """A key and a value of all heads."""
+    return 2 * CACHE_STORAGE_BYTES[cache.storage] * cache.heads * cache.head_size
 
 
 def _activations(manifest: Manifest, engine: str, capacity: int) -> int:
