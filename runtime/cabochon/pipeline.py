@@ -238,21 +238,22 @@ class Model:
     ) -> Answer:
         statistics = Statistics()
         note = ""
-        audio_embeddings = image_embeddings = None
+        audio_embeddings = image_embeddings = frames = None
         seen = self._look(messages, sight)
+        started, count = time.perf_counter(), 0
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
-            started = time.perf_counter()
-            audio_embeddings = self._encode(clip)
-            statistics.encode_seconds = time.perf_counter() - started
-        count = 0 if audio_embeddings is None else len(audio_embeddings)
+            frames = self._make_frames(clip)
+            count = self.audio_model.token_count(len(frames))
         tokens = self._prompts.write(messages, count, wish.form.tools, seen, thinking=wish.thinking is not False)
+        require_room(self._session.decoder, len(tokens))  # before anything is encoded, which takes long
         marks: tuple[int, ...] = ()
+        if frames is not None:
+            audio_embeddings = self._encode(frames)
         if seen and self._sight is not None:
-            require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
-            started = time.perf_counter()
             image_embeddings, marks = self._sight.encode(seen)
-            statistics.encode_seconds += time.perf_counter() - started
+        if frames is not None or seen:
+            statistics.encode_seconds = time.perf_counter() - started
         audio = self.package.manifest.audio
         prefix = tokens[: tokens.index(audio.soft_token)] if keep_prefix and audio else []
         statistics.prompt_positions = len(tokens)
@@ -284,12 +285,16 @@ class Model:
             )
         return []
 
-    def _encode(self, clip: Sound) -> Float32Array:
-        """wav → frames → audio encoder: embeddings [tokens, hidden]."""
-        encoder = self._session.audio_encoder
+    def _make_frames(self, clip: Sound) -> Float32Array:
+        """wav → frames [frames, values]."""
         frames = self.audio_model.make_frames(clip.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {clip.seconds * 1000:.0f} ms, too short to hold speech.")
+        return frames
+
+    def _encode(self, frames: Float32Array) -> Float32Array:
+        """frames → audio encoder: embeddings [tokens, hidden]."""
+        encoder = self._session.audio_encoder
         assert encoder is not None  # a manifest with audio but without encoder is refused by audio_model
         return encoder.encode(frames)
 
@@ -427,6 +432,8 @@ class Model:
                 return token
             except StopIteration as end:
                 statistics.complete = end.value
+                positions = statistics.prompt_positions + statistics.new_tokens
+                statistics.context_full = not end.value and positions > self._session.decoder.capacity
                 if end.value:
                     self._context.chose(None)
                 return None
