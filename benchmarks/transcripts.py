@@ -1,6 +1,6 @@
 """What each recipe does to the small model's answers, on many utterances: packages only, without the checkpoint.
 
-python benchmarks/transcripts.py [--utterances 512] [--recipes float int4]
+python benchmarks/transcripts.py [--utterances 512] [--recipes float int4] [--integer-caches]
 
 Needs what benchmarks/fidelity.py needs, which tells more and takes ten times as long. Every utterance is translated
 into one other language, by the published prompt; the transcript that comes before gives the word error rate, the
@@ -52,21 +52,28 @@ def main() -> int:
         default=["float", DEFAULT_RECIPE],
         help="(default: the float one and the default)",
     )
+    parser.add_argument("--integer-caches", action="store_true", help="each recipe with --kv-cache int8, too")
+    parser.add_argument(
+        "--conditions", nargs="+", choices=[each.name for each in TESTS], default=[each.name for each in TESTS]
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         calibration = Calibration(spoken_data(TRAINING, CALIBRATION_UTTERANCES, folder / "calibration"), Silence())
         models = {
-            name: cabochon.load(
+            f"{name}, {kind} caches" if kind == "int8" else name: cabochon.load(
                 convert_checkpoint(
-                    TINY, folder / name, ConversionSettings(RECIPES[name], calibration=calibration)
+                    TINY,
+                    folder / f"{name}-{kind}",
+                    ConversionSettings(RECIPES[name], calibration=calibration, kv_cache=kind),
                 ).folder
             )
             for name in arguments.recipes
+            for kind in ("float32", "int8")[: 1 + arguments.integer_caches]
         }
         print("| condition | recipe | WER % | chrF | the same answer as the first |")
         print("|---|---|---|---|---|", flush=True)
-        for condition in TESTS:
+        for condition in (each for each in TESTS if each.name in arguments.conditions):
             data = spoken_data(condition, arguments.utterances, folder / condition.name)
             examples = [(part.language, example) for part in data for example in part.spoken]
             first: Sequence[Answered] = ()

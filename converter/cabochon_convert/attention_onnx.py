@@ -2,12 +2,12 @@
 
 Runs of many positions go through onnxruntime's GroupQueryAttention, which never holds a whole matrix of scores. A
 single position is answered by two plain multiplications instead: GroupQueryAttention would read the keys once per
-head, and the heads of Gemma 4 share them.
+head, and the heads of Gemma 4 share them. Full layers with integer caches are in `integer_caches_onnx`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from onnx import TensorProto
@@ -15,6 +15,7 @@ from onnx import TensorProto
 from cabochon.backend import kinds_bound_exactly
 from cabochon.manifest import KeyValueCache
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
+from cabochon_convert.integer_caches_onnx import IntegerCacheWriter, reader_outputs
 from cabochon_convert.text_config import LayerConfig, TextConfig
 
 LENGTHS = {"full": "total_length", "sliding": "window_length"}
@@ -40,8 +41,10 @@ class CacheRows:
 class AttentionWriter:
     """Adds the attention of each layer to a graph, between the projections of queries and outputs."""
 
-    def __init__(self, graph: OnnxGraph, config: TextConfig) -> None:
+    def __init__(self, graph: OnnxGraph, config: TextConfig, integers: IntegerCacheWriter | None = None) -> None:
+        """Args: integers: writes full layers, where their caches are to hold integers."""
         self._graph = graph
+        self._integers = integers
         self._config = config
         self._bound_exactly = kinds_bound_exactly((layer.kind, layer.kv_heads) for layer in config.layers)
         self._rows: dict[int, CacheRows] = {}
@@ -87,6 +90,8 @@ class AttentionWriter:
             new_rows: keys and values, normed, [1, positions, key-value heads * head size]; None where the layer reads
                 another one's cache.
         """
+        if self._integers is not None and layer.kind == "full":
+            return self._attend_to_integers(self._integers, index, layer, query, new_rows)
         graph, owns = self._graph, layer.cache_layer == index
         if new_rows is not None:
             self._rows[index] = self._remember(index, layer, *new_rows)
@@ -99,6 +104,30 @@ class AttentionWriter:
         # Of a run of many positions, the rows of a sliding cache go back further than the last position sees.
         single = SINGLE[owns or layer.kind == "sliding"]
         return graph.node("If", [single], answer, {"then_branch": alone, "else_branch": several})
+
+    def _attend_to_integers(
+        self,
+        integers: IntegerCacheWriter,
+        index: int,
+        layer: LayerConfig,
+        query: str,
+        new_rows: tuple[str, str] | None,
+    ) -> str:
+        if new_rows is not None:
+            self._declare_cache(index, layer, "int8")
+        place = next(place for place, cache in enumerate(self.caches) if cache.layer == layer.cache_layer)
+        if new_rows is None:
+            cache = self.caches[place]
+            outputs = reader_outputs(cache, index)
+            for output in outputs:
+                self._graph.output(output, "int8", (1, cache.heads, CAPACITIES[cache.kind], cache.head_size))
+            key, value = outputs
+            self.caches[place] = replace(
+                cache, more_present_keys=(*cache.more_present_keys, key),
+                more_present_values=(*cache.more_present_values, value),
+            )  # fmt: skip
+        counters = f"last_row.{layer.kind}", LENGTHS[layer.kind]
+        return integers.attention(index, layer, query, new_rows, self.caches[place], counters)
 
     def _remember(self, index: int, layer: LayerConfig, key: str, value: str) -> CacheRows:
         """Add rotated keys, and values, to the cache of a layer.
@@ -168,7 +197,7 @@ class AttentionWriter:
             inputs.append(positions)  # the rows of its cache say nothing about positions
         return self._graph.multi_node("GroupQueryAttention", inputs, outputs, attributes, MICROSOFT)[0]
 
-    def _declare_cache(self, index: int, layer: LayerConfig) -> KeyValueCache:
+    def _declare_cache(self, index: int, layer: LayerConfig, storage: str = "float32") -> KeyValueCache:
         cache = KeyValueCache(
             layer=index,
             kind=layer.kind,
@@ -179,10 +208,11 @@ class AttentionWriter:
             past_value=f"past_value_{index}",
             present_key=f"present_key_{index}",
             present_value=f"present_value_{index}",
+            storage=storage,
         )
         shape = (1, layer.kv_heads, CAPACITIES[layer.kind], layer.head_size)
         for past, present in ((cache.past_key, cache.present_key), (cache.past_value, cache.present_value)):
-            self._graph.input(past, "float32", shape)
-            self._graph.output(present, "float32", shape)
+            self._graph.input(past, storage, shape)
+            self._graph.output(present, storage, shape)
         self.caches.append(cache)
         return cache

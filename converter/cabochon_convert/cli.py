@@ -16,6 +16,7 @@ from cabochon.cli import errors_in_one_sentence, prepare_streams
 from cabochon.engines import ENGINES
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.languages import language_name
+from cabochon.manifest import CACHE_STORAGE_BYTES
 from cabochon.package import open_package
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -69,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--context-length", type=int, help="positions that the graph can address (default: 4096, or all of the model's)"
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=tuple(CACHE_STORAGE_BYTES),
+        default="float32",
+        help="how layers that attend to the whole context keep keys and values (default: %(default)s; int8 takes a "
+        "quarter of the memory, on onnx only)",
     )
     parser.add_argument("--text-only", action="store_true", help="leave the audio and the vision encoder out")
     parser.add_argument("--no-vision", action="store_true", help="leave the vision encoder out")
@@ -170,6 +178,10 @@ def _convert(arguments: argparse.Namespace) -> int:
             if recipe.is_calibrated
             else f"the recipe {recipe.name} does not calibrate: leave --calibration out or choose another recipe."
         )
+    if arguments.kv_cache != "float32" and arguments.target == "litert":
+        raise RequestError("--kv-cache int8 is for the target onnx only, whose attention reads integers: leave it out.")
+    if arguments.kv_cache != "float32" and arguments.drafter is not None:
+        raise RequestError("a drafter reads caches of float32: leave out --kv-cache int8 or --drafter.")
     drafter = _drafter(arguments)
     source = _source(arguments)
     started = time.perf_counter()
@@ -182,6 +194,7 @@ def _convert(arguments: argparse.Namespace) -> int:
             without_vision=arguments.no_vision,
             replace=arguments.replace,
             drafter=drafter,
+            kv_cache=arguments.kv_cache,
             calibration=_calibration(arguments, progress) if recipe.is_calibrated else None,
         )
         conversion = convert_checkpoint(source, arguments.output, settings, progress)

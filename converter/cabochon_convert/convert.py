@@ -13,6 +13,7 @@ import cabochon
 from cabochon.arrays import Float32Array
 from cabochon.engines import ENGINES
 from cabochon.manifest import (
+    CACHE_STORAGE_BYTES,
     FORMAT_VERSION,
     AppliedPrecision,
     AppliedRecipe,
@@ -74,6 +75,7 @@ class EngineBuilder(Protocol):
         folder: Path,
         progress: Progress,
         drafter: DrafterSource | None = None,
+        kv_cache: str = "float32",
     ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
         """Returns what the manifest says about it, and how each matrix was stored."""
 
@@ -99,6 +101,8 @@ class ConversionSettings:
     """Measures the inputs of linear layers; needed by recipes with the algorithm "gptq"."""
     drafter: CheckpointSource | Path | None = None
     """The checkpoint of a drafter to put into the package."""
+    kv_cache: str = "float32"
+    """How full layers keep keys and values: one of `cabochon.manifest.CACHE_STORAGE_BYTES`."""
 
     def __post_init__(self) -> None:
         if self.context_length is not None and self.context_length < 1:
@@ -107,6 +111,10 @@ class ConversionSettings:
             raise ValueError(f"expected one of the targets {', '.join(ENGINES)}, got {self.target!r}")
         if self.target == "litert" and (self.recipe.is_calibrated or self.recipe.keeps_integers):
             raise ValueError(f"the recipe {self.recipe.name} is not for litert")
+        if self.kv_cache not in CACHE_STORAGE_BYTES:
+            raise ValueError(f"caches of {self.kv_cache!r} are unknown")
+        if self.kv_cache != "float32" and (self.target == "litert" or self.drafter is not None):
+            raise ValueError("integer caches are neither for litert nor for drafters")
         if self.recipe.is_calibrated and self.calibration is None:
             raise ValueError(f"the recipe {self.recipe.name} needs a calibration")
 
@@ -204,7 +212,9 @@ def convert_checkpoint(
         )
         with _second_moments(Package(beside, draft), origin, settings) as second_moments:
             linear_settings = LinearSettings(settings.recipe, settings.accuracy_level, second_moments, integers)
-            engine, applied = build_engine(checkpoint, config, draft, linear_settings, beside, progress, drafter)
+            engine, applied = build_engine(
+                checkpoint, config, draft, linear_settings, beside, progress, drafter, settings.kv_cache
+            )
         progress.start("hashing the package", _folder_size(beside), "B")
         manifest = replace(
             draft,
@@ -214,7 +224,7 @@ def convert_checkpoint(
             files=list_files(beside, progress.advance),
         )
         write_manifest(beside, manifest)
-    notes = _notes(checkpoint, frontends) + unused_generation_settings(checkpoint.folder)
+    notes = _notes(checkpoint, frontends, settings.kv_cache) + unused_generation_settings(checkpoint.folder)
     if integers is not None:
         notes += integers.notes
     if settings.context_length is not None and settings.context_length > config.text.max_positions:
@@ -267,14 +277,15 @@ def _refuse_overlap(source: CheckpointSource, folder: Path) -> None:
             raise OutputError(f"{folder} holds the {part} itself: choose another name.")
 
 
-def _notes(checkpoint: Checkpoint, frontends: Frontends) -> tuple[str, ...]:
+def _notes(checkpoint: Checkpoint, frontends: Frontends, kv_cache: str) -> tuple[str, ...]:
     skipped = checkpoint.unread_names
     cache_scales = [name for name in skipped if name.endswith(("k_cache_scale", "v_cache_scale"))]
     skipped = tuple(name for name in skipped if name not in cache_scales)
     vestigial = [name for name in skipped if ".self_attn." in name and name.startswith("model.language_model.")]
     notes = [part.note for part in (frontends.audio, frontends.image) if part is not None and part.note]
     if cache_scales:
-        notes.append(f"{len(cache_scales)} scales for integer caches were left out: caches stay floating point.")
+        reason = "caches stay floating point" if kv_cache == "float32" else "full layers have scales of their own"
+        notes.append(f"{len(cache_scales)} scales for integer caches were left out: {reason}.")
     if vestigial:
         notes.append(
             f"{len(vestigial)} key and value tensors were skipped: their layers share the cache of an earlier layer."

@@ -8,7 +8,9 @@ capacity of the full caches, W that of the sliding ones):
     total_length      int32 []                          positions in the full caches after this run
     window_length     int32 []                          rows in the sliding caches after this run
     logits_to_keep    int64 [1]                         K
-    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer
+    past_{key,value}_i, present_{key,value}_i           float32 [1, heads, C or W, head size]; the same buffer;
+                                                        int8 in full layers where caches are to be integers
+    present_{key,value}_i.layer_j                       likewise, where layer j reads integers of layer i
     logits            float32 [1, K, vocabulary]        before the soft cap
     hidden_states     float32 [1, K, hidden]            behind the last norm; only where a drafter reads them
 
@@ -27,10 +29,12 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto
 
+from cabochon.arrays import Float32Array
 from cabochon.manifest import AppliedPrecision, Graph, KeyValueCache
 from cabochon_convert.attention_onnx import AttentionWriter
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.graph_onnx import MICROSOFT, OnnxGraph
+from cabochon_convert.integer_caches_onnx import IntegerCacheWriter
 from cabochon_convert.linear_onnx import LinearWriter, StoredMatrix
 from cabochon_convert.matrices import LinearSettings, MatrixRows
 from cabochon_convert.recipes import EMBEDDING, HEAD
@@ -59,25 +63,33 @@ def build_decoder(
     path: Path,
     *,
     gives_hidden_states: bool = False,
+    kv_cache: str = "float32",
 ) -> BuiltDecoder:
     """Write the decoder graph to `path` and its weights beside it, one matrix in memory at a time."""
     with OnnxGraph(path) as graph:
         writer = LinearWriter(graph, checkpoint, settings)
-        builder = _DecoderBuilder(graph, writer, checkpoint, config, context_length)
+        builder = _DecoderBuilder(graph, writer, checkpoint, config, context_length, kv_cache)
         caches, head = builder.build(gives_hidden_states=gives_hidden_states)
         return BuiltDecoder(graph.finish(), caches, head, writer.applied)
 
 
 class _DecoderBuilder:
     def __init__(
-        self, graph: OnnxGraph, writer: LinearWriter, checkpoint: Checkpoint, config: TextConfig, context_length: int
+        self,
+        graph: OnnxGraph,
+        writer: LinearWriter,
+        checkpoint: Checkpoint,
+        config: TextConfig,
+        context_length: int,
+        kv_cache: str,
     ) -> None:
         self._graph = graph
         self._writer = writer
         self._checkpoint = checkpoint
         self._config = config
         self._context_length = context_length
-        self._attention_writer = AttentionWriter(graph, config)
+        integers = IntegerCacheWriter(graph, config, self._read_key_norm) if kv_cache == "int8" else None
+        self._attention_writer = AttentionWriter(graph, config, integers)
 
     def build(self, *, gives_hidden_states: bool) -> tuple[tuple[KeyValueCache, ...], StoredMatrix]:
         graph, config = self._graph, self._config
@@ -244,6 +256,9 @@ class _DecoderBuilder:
         if tensor is None:
             return self._writer.norm_with(split, f"ones.{head_size}", f"{x}.normed", self._config.norm_epsilon)
         return self._norm(split, tensor, head_size, f"{x}.normed")
+
+    def _read_key_norm(self, index: int, layer: LayerConfig) -> Float32Array:
+        return self._checkpoint.read(f"{PREFIX}layers.{index}.self_attn.k_norm.weight", (layer.head_size,))
 
     def _flat(self, x: str, size: int) -> str:
         """To [1, S, size]."""

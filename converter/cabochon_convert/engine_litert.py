@@ -46,8 +46,11 @@ def build_litert_engine(
     folder: Path,
     progress: Progress,
     drafter: DrafterSource | None = None,
+    kv_cache: str = "float32",
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write LiteRT graphs into a folder; returns what the manifest says about them."""
+    if kv_cache != "float32":
+        raise ValueError("integer caches are not for litert")
     text, context_length = config.text, draft.text.context_length
     table_size = checkpoint.size_of(PER_LAYER_EMBEDDING.removesuffix("weight"))
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")

@@ -30,6 +30,7 @@ def build_onnx_engine(
     folder: Path,
     progress: Progress,
     drafter: DrafterSource | None = None,
+    kv_cache: str = "float32",
 ) -> tuple[Engine, tuple[AppliedPrecision, ...]]:
     """Write ONNX graphs and tables into a folder; returns what the manifest says about them."""
     text = config.text
@@ -37,7 +38,7 @@ def build_onnx_engine(
     progress.start("text decoder", checkpoint.size_of("model.language_model.") - table_size, "B")
     decoder = build_decoder(
         checkpoint, text, settings, draft.text.context_length, folder / "decoder.onnx",
-        gives_hidden_states=drafter is not None,
+        gives_hidden_states=drafter is not None, kv_cache=kv_cache,
     )  # fmt: skip
     token_table = _token_table(checkpoint, config, settings, decoder, folder)
     per_layer_table = None
@@ -80,7 +81,9 @@ def build_onnx_engine(
         per_layer_embeddings=per_layer_table,
         drafter=drafter.describe(built_drafter.graph) if drafter and built_drafter else None,
     )
-    write_genai(draft, engine, text, folder)
+    # onnxruntime-genai 0.18 knows nothing of outputs that share a buffer.
+    if kv_cache == "float32":
+        write_genai(draft, engine, text, folder)
     return engine, tuple(applied[name] for name in sorted(applied))
 
 

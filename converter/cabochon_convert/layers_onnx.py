@@ -77,7 +77,7 @@ def read_layer_outputs(package: Package, prompt: Prompt) -> LayerOutputs:
     }
     for cache in engine.caches:
         shape = (1, cache.heads, count, cache.head_size)
-        inputs |= {name: np.zeros(shape, np.float32) for name in (cache.past_key, cache.past_value)}
+        inputs |= {name: np.zeros(shape, cache.storage) for name in (cache.past_key, cache.past_value)}
     return LayerOutputs(audio, tuple(_run(package.path(engine.decoder.file), inputs, [])))
 
 

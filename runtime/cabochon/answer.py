@@ -27,7 +27,8 @@ class Statistics:
     decode_seconds: float = 0.0
     complete: bool = False
     """The model ended its answer itself; False while it comes and when it was cut at the longest length allowed."""
-
+    context_full: bool = False
+    """The answer was cut because there was no room for more."""
     drafts: DraftCounts | None = None
     """What a drafter contributed; None without one."""
 

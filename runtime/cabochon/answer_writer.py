@@ -120,6 +120,8 @@ class AnswerWriter:
                 return token
             except StopIteration as end:
                 statistics.complete = end.value
+                positions = statistics.prompt_positions + statistics.new_tokens
+                statistics.context_full = not end.value and positions > self._decoder.capacity
                 if end.value:
                     self._turns.context.chose(None)
                 return None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 Float32Array = npt.NDArray[np.float32]
+CacheArray = npt.NDArray[Any]
+"""Keys or values as a cache stores them: float32 or int8."""
 
 
 def widen_bfloat16(values: npt.NDArray[np.uint16]) -> Float32Array:

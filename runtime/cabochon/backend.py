@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cabochon.arrays import Float32Array
+from cabochon.arrays import CacheArray, Float32Array
 from cabochon.errors import RequestError
 from cabochon.manifest import KeyValueCache
 
@@ -88,9 +88,9 @@ class CacheRows:
 
     end: int
     """The position behind the last one."""
-    rows: tuple[Float32Array, ...]
-    """Keys, then values of each of the manifest's caches, [heads, rows, head size]: of all positions in full layers, of
-    the last ones that are seen from `end` on in sliding ones."""
+    rows: tuple[CacheArray, ...]
+    """As they are stored: keys, then values of each of the manifest's caches, [heads, rows, head size]: of all
+    positions in full layers, of the last ones that are seen from `end` on in sliding ones."""
 
 
 def rows_needed(cache: KeyValueCache, end: int) -> int:
@@ -101,10 +101,11 @@ def rows_needed(cache: KeyValueCache, end: int) -> int:
 def refuse_unfitting_rows(rows: CacheRows, caches: Sequence[KeyValueCache], capacity: int) -> None:
     """ValueError where caches cannot take these rows."""
     expected = [
-        (cache.heads, rows_needed(cache, rows.end), cache.head_size) for cache in caches for _ in ("keys", "values")
+        ((cache.heads, rows_needed(cache, rows.end), cache.head_size), cache.storage)
+        for cache in caches
+        for _ in ("keys", "values")
     ]
-    found = [each.shape for each in rows.rows]
-    if not 0 < rows.end <= capacity or found != expected or any(each.dtype != np.float32 for each in rows.rows):
+    if not 0 < rows.end <= capacity or [(each.shape, str(each.dtype)) for each in rows.rows] != expected:
         raise ValueError(f"rows of {rows.end} positions do not fit these caches")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cabochon.arrays import Float32Array
+from cabochon.arrays import CacheArray, Float32Array
 from cabochon.backend import (
     CacheRows,
     EngineSettings,
@@ -156,11 +156,11 @@ class OnnxDecoder:
     def _rows_of(self, cache: KeyValueCache) -> int:
         return sliding_capacity(cache.window, self._capacity) if cache.window else self._capacity
 
-    def _bind_cache(self, cache: KeyValueCache) -> tuple[Float32Array, Float32Array]:
+    def _bind_cache(self, cache: KeyValueCache) -> tuple[CacheArray, CacheArray]:
         """Bind keys and values as inputs and as outputs, so that the graph writes new rows in place."""
         # The system hands out zeroed pages only when they are first written.
         shape = (1, cache.heads, self._rows_of(cache), cache.head_size)
-        keys, values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        keys, values = np.zeros(shape, cache.storage), np.zeros(shape, cache.storage)
         self._bind_pair(cache, keys, values)
         return keys, values
 
@@ -171,13 +171,14 @@ class OnnxDecoder:
                 rows = slice(visible[cache.kind].start, visible[cache.kind].stop)
                 self._bind_pair(cache, keys[:, :, rows], values[:, :, rows])
 
-    def _bind_pair(self, cache: KeyValueCache, keys: Float32Array, values: Float32Array) -> None:
-        for buffer, past, present in (
-            (keys, cache.past_key, cache.present_key),
-            (values, cache.past_value, cache.present_value),
+    def _bind_pair(self, cache: KeyValueCache, keys: CacheArray, values: CacheArray) -> None:
+        for buffer, past, presents in (
+            (keys, cache.past_key, (cache.present_key, *cache.more_present_keys)),
+            (values, cache.past_value, (cache.present_value, *cache.more_present_values)),
         ):
             _bind_input(self._binding, past, buffer)
-            _bind_output(self._binding, present, buffer)
+            for present in presents:
+                _bind_output(self._binding, present, buffer)
 
     def _sliding_caches(self, engine: Engine) -> SlidingCaches | None:
         sliding = [(cache, pair) for cache, pair in zip(engine.caches, self._buffers, strict=True) if cache.window]

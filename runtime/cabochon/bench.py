@@ -145,7 +145,7 @@ class LoadedPackage:
         """Forget everything and run so many tokens for the logits behind the last: seconds."""
         tokens = self._tokens(count)
         started = time.perf_counter()
-        prefill(self._session.decoder, self._embedder.embed(tokens))
+        prefill(self._session.decoder, self._embedder.prepare(tokens))
         self._position = count
         return time.perf_counter() - started
 
@@ -153,7 +153,7 @@ class LoadedPackage:
         """The same without logits: seconds."""
         tokens = self._tokens(count)
         started = time.perf_counter()
-        run_prompt(self._session.decoder, self._embedder.embed(tokens), 0, logits_to_keep=0)
+        run_prompt(self._session.decoder, self._embedder.prepare(tokens), 0, logits_to_keep=0)
         self._position = count
         return time.perf_counter() - started
 
@@ -199,9 +199,9 @@ class LoadedPackage:
             heard = self._encode(waveform)
             middle = len(tokens) // 2
             tokens = [*tokens[:middle], *[audio.soft_token] * len(heard), *tokens[middle:]]
-            prompt = self._embedder.embed(tokens, audio, heard)
+            prompt = self._embedder.prepare(tokens, audio, heard)
         else:
-            prompt = self._embedder.embed(tokens)
+            prompt = self._embedder.prepare(tokens)
         self._sampler.choose(prefill(self._session.decoder, prompt))
         self._position = len(tokens)
         return time.perf_counter() - started

@@ -111,7 +111,8 @@ def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
 def note_cut(answer: Answer) -> None:
     """Say so where an answer was cut."""
     if not answer.statistics.complete:
-        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens.", file=sys.stderr)
+        reason = ": the context is full" if answer.statistics.context_full else ""
+        print(f"note: the answer was cut after {answer.statistics.new_tokens} tokens{reason}.", file=sys.stderr)
 
 
 def statistics_facts(statistics: Statistics, model: Model, load_seconds: float) -> dict[str, object]:

@@ -8,12 +8,12 @@ import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.backend import LONGEST_RUN, Decoder
-from cabochon.embedder import Embedder, PromptEmbeddings
+from cabochon.embedder import Embedder, Prompt
 from cabochon.errors import RequestError
 from cabochon.thinking import TokenChooser
 
 
-def prefill(decoder: Decoder, prompt: PromptEmbeddings, position: int = 0) -> Float32Array:
+def prefill(decoder: Decoder, prompt: Prompt, position: int = 0) -> Float32Array:
     """Run a prompt chunk by chunk; returns the raw logits [vocabulary] after its last position."""
     if len(prompt) == 0:
         raise RequestError("the prompt is empty.")
@@ -31,13 +31,15 @@ def require_room(decoder: Decoder, end: int) -> None:
         )
 
 
-def run_prompt(decoder: Decoder, prompt: PromptEmbeddings, position: int, logits_to_keep: int = 1) -> Float32Array:
+def run_prompt(decoder: Decoder, prompt: Prompt, position: int, logits_to_keep: int = 1) -> Float32Array:
     """Run a piece of a prompt that fits, chunk by chunk; the last one gives the logits [logits_to_keep, vocabulary]."""
     logits = np.zeros((0, 0), np.float32)
     for start in range(0, len(prompt), LONGEST_RUN):
-        chunk, is_last = slice(start, start + LONGEST_RUN), start + LONGEST_RUN >= len(prompt)
-        inputs = prompt.inputs_embeds[chunk], prompt.per_layer_inputs[chunk]
-        logits = decoder.run(*inputs, position + start, logits_to_keep=logits_to_keep if is_last else 0)
+        end = start + LONGEST_RUN
+        # Only this part of the prompt is embedded while it runs.
+        part = prompt.part(start, end)
+        kept = logits_to_keep if end >= len(prompt) else 0
+        logits = decoder.run(part.inputs_embeds, part.per_layer_inputs, position + start, logits_to_keep=kept)
     return logits
 
 

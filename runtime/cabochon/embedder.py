@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
@@ -35,6 +36,60 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return len(self.inputs_embeds)
 
+    def part(self, start: int, end: int) -> PromptEmbeddings:
+        """The positions from `start` to before `end`."""
+        return PromptEmbeddings(self.inputs_embeds[start:end], self.per_layer_inputs[start:end])
+
+
+class Prompt(Protocol):
+    """A prompt of which no more than one run need be embedded at a time: E2B takes 42 kB a position."""
+
+    def __len__(self) -> int:
+        """Positions."""
+
+    def part(self, start: int, end: int) -> PromptEmbeddings:
+        """The positions from `start` to before `end`, or to the last one, as the decoder takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Media:
+    """Embeddings of all sounds, or of all images, and where they go."""
+
+    places: npt.NDArray[np.int64]
+    """Positions, in order."""
+    embeddings: Float32Array | None
+    """[places, hidden]; None where there are none."""
+
+    def splice(self, inputs_embeds: Float32Array, start: int) -> None:
+        """Put what belongs there into the rows of the positions from `start` on."""
+        if self.embeddings is None:
+            return
+        first, last = np.searchsorted(self.places, (start, start + len(inputs_embeds)))
+        inputs_embeds[self.places[first:last] - start] = self.embeddings[first:last]
+
+
+@dataclass(frozen=True, slots=True)
+class _WrittenPrompt:
+    """See `Embedder.prepare`."""
+
+    embedder: Embedder
+    tokens: Sequence[int]
+    """With padding in the places of media."""
+    media: tuple[_Media, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, start: int, end: int) -> PromptEmbeddings:
+        """See `Prompt.part`."""
+        tokens, tables = self.tokens[start:end], self.embedder
+        inputs_embeds = tables.tokens.look_up(tokens)
+        without = np.zeros((len(tokens), 0), np.float32)
+        per_layer_inputs = tables.per_layer.look_up(tokens) if tables.per_layer else without
+        for each in self.media:
+            each.splice(inputs_embeds, start)
+        return PromptEmbeddings(inputs_embeds, per_layer_inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class Embedder:
@@ -44,45 +99,45 @@ class Embedder:
     per_layer: Rows | None
     pad_token: int
 
-    def embed(
+    def prepare(
         self,
         tokens: Sequence[int],
         audio: AudioModel | None = None,
         audio_embeddings: Float32Array | None = None,
         vision: VisionModel | None = None,
         image_embeddings: Float32Array | None = None,
-    ) -> PromptEmbeddings:
-        """Look tokens up and splice embeddings of audio and images into the places of their soft tokens.
+    ) -> Prompt:
+        """A prompt whose tokens are looked up part by part, with embeddings of audio and images in the places of their
+        soft tokens.
 
         Like the reference, a soft token is looked up as the pad token in both tables before it is replaced.
+
+        Raises:
+            RequestError: there are more or fewer places than embeddings.
         """
-        media = [
-            _places(tokens, audio.soft_token if audio else None, audio_embeddings, "audio", "the clip has"),
-            _places(tokens, vision.soft_token if vision else None, image_embeddings, "image", "the images have"),
-        ]
+        media = (
+            _find_places(tokens, audio.soft_token if audio else None, audio_embeddings, "audio", "the clip has"),
+            _find_places(tokens, vision.soft_token if vision else None, image_embeddings, "image", "the images have"),
+        )
         soft_tokens = {part.soft_token for part in (audio, vision) if part is not None}
         plain = [self.pad_token if token in soft_tokens else token for token in tokens]
-        inputs_embeds = self.tokens.look_up(plain)
-        per_layer_inputs = self.per_layer.look_up(plain) if self.per_layer else np.zeros((len(plain), 0), np.float32)
-        for places, embeddings in media:
-            if embeddings is not None:
-                inputs_embeds[places] = embeddings
-        return PromptEmbeddings(inputs_embeds, per_layer_inputs)
+        return _WrittenPrompt(self, plain, media)
+
+    def embed(
+        self, tokens: Sequence[int], audio: AudioModel | None = None, audio_embeddings: Float32Array | None = None
+    ) -> PromptEmbeddings:
+        """The same at once, for a few tokens."""
+        return self.prepare(tokens, audio, audio_embeddings).part(0, len(tokens))
 
 
-def _places(
+def _find_places(
     tokens: Sequence[int], soft_token: int | None, embeddings: Float32Array | None, kind: str, owner: str
-) -> tuple[list[int], Float32Array | None]:
-    """Where embeddings go, with them.
-
-    Raises:
-        RequestError: there are more or fewer places than embeddings.
-    """
-    places = [index for index, token in enumerate(tokens) if token == soft_token]
+) -> _Media:
+    places = np.array([index for index, token in enumerate(tokens) if token == soft_token], np.int64)
     count = 0 if embeddings is None else len(embeddings)
     if len(places) != count:
         raise RequestError(f"the prompt has {len(places)} places for {kind}, but {owner} {count} {kind} tokens.")
-    return places, embeddings
+    return _Media(places, embeddings)
 
 
 def open_embedder(package: Package, engine: str) -> Embedder:

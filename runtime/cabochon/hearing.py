@@ -34,8 +34,8 @@ class Hearing:
             return read_sound(sound, self.audio.sample_rate, self.audio.max_samples)
         return Sound(check_waveform(sound, self.audio.max_samples), self.audio.sample_rate, "")
 
-    def encode(self, sound: Sound) -> Perceived:
-        """What is heard of it.
+    def make_frames(self, sound: Sound) -> Float32Array:
+        """What the encoder takes: [frames, values].
 
         Raises:
             AudioError: the sound is too short to be heard.
@@ -43,6 +43,10 @@ class Hearing:
         frames = self.audio.make_frames(sound.waveform)
         if len(frames) == 0:
             raise AudioError(f"the sound lasts {sound.seconds * 1000:.0f} ms, too short to hold speech.")
+        return frames
+
+    def encode(self, sound: Sound, frames: Float32Array) -> Perceived:
+        """What is heard of a sound, from its frames."""
         return Perceived(self.encoder.encode(frames).copy(), mark_of("sound", sound.waveform))
 
 

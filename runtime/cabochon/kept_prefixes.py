@@ -38,7 +38,7 @@ class KeptPrefixes:
         require_room(self._decoder, len(key))
         rows = self._kept.get(key) or self._read(key)
         if rows is None or not self._restore(rows):
-            run_prompt(self._decoder, self._embedder.embed(key), 0, logits_to_keep=0)
+            run_prompt(self._decoder, self._embedder.prepare(key), 0, logits_to_keep=0)
             rows = self._decoder.read_caches(len(key))
             self._write(key, rows)
         self._kept[key] = rows

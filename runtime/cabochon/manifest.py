@@ -25,6 +25,8 @@ MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 TABLE_STORAGE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4, "int2": 2}
 """How an embedding table may be stored, and bits of one value."""
 CACHE_KINDS = ("sliding", "full")
+CACHE_STORAGE_BYTES = {"float32": 4, "int8": 1}
+"""By storage of a key-value cache, bytes of a number."""
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -240,8 +242,14 @@ class KeyValueCache:
     past_value: str
     present_key: str
     present_value: str
+    storage: str = "float32"
+    """One of `CACHE_STORAGE_BYTES`; the scales of integers are in the graph."""
+    more_present_keys: tuple[str, ...] = ()
+    """Further outputs for the same buffer: of layers that read integers of this one."""
+    more_present_values: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _require(self.storage in CACHE_STORAGE_BYTES, f"the cache storage {self.storage!r} is unknown")
         _require(self.kind in CACHE_KINDS, f"the cache kind {self.kind!r} is unknown")
         _require(self.layer >= 0 and self.heads > 0 and self.head_size > 0, "a cache has an impossible size")
         _require(
@@ -295,6 +303,8 @@ class Engine:
     def __post_init__(self) -> None:
         owners = {(cache.kind, cache.layer) for cache in self.caches}
         read = set(self.drafter.cache_layers.items()) if self.drafter else set()
+        floats = {(cache.kind, cache.layer) for cache in self.caches if cache.storage == "float32"}
+        _require(not read & (owners - floats), "the drafter reads a cache of integers")
         _require(read <= owners, "the drafter reads the cache of a layer that has none of this kind")
         windows = {cache.window for cache in self.caches if cache.window}
         _require(len(windows) < 2, "the sliding caches have different windows")
@@ -391,6 +401,10 @@ def manifest_to_text(manifest: Manifest) -> str:
         # So that packages without one stay readable for the cabochon before drafters.
         if engine["drafter"] is None:
             del engine["drafter"]
+        for cache in engine["caches"]:
+            if cache["storage"] == "float32":  # likewise before integer caches
+                for key in ("storage", "more_present_keys", "more_present_values"):
+                    del cache[key]
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

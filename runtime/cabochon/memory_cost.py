@@ -16,7 +16,7 @@ from cabochon.cache_lengths import PREFILL_LENGTH, cache_lengths, shortest_cache
 from cabochon.draft_length import AUTOMATIC_LONGEST
 from cabochon.errors import RequestError
 from cabochon.log_mel import LogMelParameters
-from cabochon.manifest import TABLE_STORAGE_BITS, Graph, Manifest
+from cabochon.manifest import CACHE_STORAGE_BYTES, TABLE_STORAGE_BITS, Graph, KeyValueCache, Manifest
 from cabochon.sliding_cache import sliding_capacity
 
 FLOAT_BYTES = 4
@@ -58,7 +58,7 @@ class Parts:
     activations: int
     """Of the decoder's longest run."""
     prompt: int
-    """Embeddings of a prompt as long as the context: they are looked up before it is run."""
+    """Embeddings of the part of a prompt that is run at once."""
     audio_weights: int
     """0 where the package does not hear."""
     audio_activations: int
@@ -154,7 +154,7 @@ def compute_memory_cost(manifest: Manifest, engine: str, context_length: int = 0
         decoder_weights=weights,
         caches=_cache_bytes(manifest, engine, capacity),
         activations=_activations(manifest, engine, capacity),
-        prompt=FLOAT_BYTES * capacity * (manifest.text.hidden_size + _per_layer_width(manifest)),
+        prompt=FLOAT_BYTES * min(capacity, LONGEST_RUN) * (manifest.text.hidden_size + _per_layer_width(manifest)),
         audio_weights=heard,
         audio_activations=_audio_activations(manifest.audio, manifest.text.hidden_size)
         if heard and manifest.audio
@@ -217,7 +217,7 @@ def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
     caches = manifest.engines[engine].caches
     if engine == "onnx":
         rows = [sliding_capacity(cache.window, capacity) if cache.window else capacity for cache in caches]
-        return sum(2 * FLOAT_BYTES * c.heads * c.head_size * count for c, count in zip(caches, rows, strict=True))
+        return sum(_bytes_per_row(cache) * count for cache, count in zip(caches, rows, strict=True))
     lengths = cache_lengths(manifest.text.context_length, shortest_cache(cache.window for cache in caches))
     last = next((index for index, length in enumerate(lengths) if length >= capacity), len(lengths) - 1)
     positions = (1 + CACHE_COPIES_FACTOR[engine]) * lengths[last] + (lengths[last - 1] if last else 0)
@@ -227,7 +227,12 @@ def _cache_bytes(manifest: Manifest, engine: str, capacity: int) -> int:
 def _bytes_per_position(manifest: Manifest, engine: str) -> int:
     """Of a position in all caches that grow: not in onnxruntime's sliding ones."""
     growing = [cache for cache in manifest.engines[engine].caches if not cache.window or engine == "litert"]
-    return sum(2 * FLOAT_BYTES * cache.heads * cache.head_size for cache in growing)
+    return sum(map(_bytes_per_row, growing))
+
+
+def _bytes_per_row(cache: KeyValueCache) -> int:
+    """A key and a value of all heads."""
+    return 2 * CACHE_STORAGE_BYTES[cache.storage] * cache.heads * cache.head_size
 
 
 def _activations(manifest: Manifest, engine: str, capacity: int) -> int:

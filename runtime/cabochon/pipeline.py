@@ -22,7 +22,7 @@ from cabochon.conversation import Conversation, load_conversation, remember
 from cabochon.decode import prefill, require_room
 from cabochon.decoder_turns import DecoderTurns
 from cabochon.draft_length import choose_draft_length
-from cabochon.embedder import PromptEmbeddings, open_embedder
+from cabochon.embedder import Prompt, open_embedder
 from cabochon.engines import choose_engine, open_session, open_vision_encoder
 from cabochon.errors import RequestError
 from cabochon.generation import Generation
@@ -237,21 +237,19 @@ class Model:
         statistics = Statistics()
         note = ""
         looked_at = self._look(messages, sight)
-        now = None
+        started, frames, count = time.perf_counter(), None, 0
         if clip is not None:
             note, statistics.audio_seconds = clip.note, clip.seconds
-            started = time.perf_counter()
-            now = self._hear().encode(clip)
+            frames = self._hear().make_frames(clip)
+            count = self.audio_model.token_count(len(frames))
+        counts = [message.heard.tokens if message.heard else count for message in messages if message.has_audio]
+        tokens = self._prompts.write(messages, counts, wish.form.tools, looked_at, thinking=wish.thinking is not False)
+        require_room(self._session.decoder, len(tokens))  # before anything is encoded, which takes long
+        now = None if clip is None or frames is None else self._hear().encode(clip, frames)
+        seen = self._sight.encode(looked_at) if looked_at and self._sight is not None else []
+        if now or seen:
             statistics.encode_seconds = time.perf_counter() - started
         heard = [each for message in messages if message.has_audio and (each := message.heard or now)]
-        counts = [each.tokens for each in heard]
-        tokens = self._prompts.write(messages, counts, wish.form.tools, looked_at, thinking=wish.thinking is not False)
-        seen = []
-        if looked_at and self._sight is not None:
-            require_room(self._session.decoder, len(tokens))  # before it is looked at, which takes long
-            started = time.perf_counter()
-            seen = self._sight.encode(looked_at)
-            statistics.encode_seconds += time.perf_counter() - started
         if conversation is not None:
             conversation.perceived(remember(messages, seen, heard))
         audio = self.package.manifest.audio
@@ -293,8 +291,7 @@ class Model:
             started = time.perf_counter()
             require_room(decoder, len(tokens))
             start = self._begin(prompt)
-            rest = self._embed_from(start, prompt)
-            logits = prefill(decoder, rest, start)
+            logits = prefill(decoder, self._prepare_from(start, prompt), start)
             if not prompt.prefix:
                 self._turns.context.was_run(self._contents(prompt))
             statistics.prefill_seconds = time.perf_counter() - started
@@ -311,7 +308,7 @@ class Model:
         audio, vision = self.package.manifest.audio, self.package.manifest.vision
         return prompt.contents(audio.soft_token if audio else None, vision.soft_token if vision else None)
 
-    def _embed_from(self, start: int, prompt: _Prompt) -> PromptEmbeddings:
+    def _prepare_from(self, start: int, prompt: _Prompt) -> Prompt:
         """The part of a prompt that is to be run."""
 
         def left(model: AudioModel | VisionModel | None, perceived: Sequence[Perceived]) -> Float32Array | None:
@@ -323,7 +320,7 @@ class Model:
 
         audio, vision = self.package.manifest.audio, self.package.manifest.vision
         tokens, heard, seen = prompt.tokens[start:], left(audio, prompt.heard), left(vision, prompt.seen)
-        return self._embedder.embed(tokens, audio, heard, vision, seen)
+        return self._embedder.prepare(tokens, audio, heard, vision, seen)
 
 
 class _ClipTurn:

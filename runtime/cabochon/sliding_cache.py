@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cabochon.arrays import Float32Array
+from cabochon.arrays import CacheArray
 from cabochon.backend import LONGEST_RUN
 
 
@@ -22,7 +22,7 @@ class SlidingCaches:
         capacity: rows of every buffer, from `sliding_capacity`.
     """
 
-    def __init__(self, buffers: Sequence[Float32Array], window: int, capacity: int) -> None:
+    def __init__(self, buffers: Sequence[CacheArray], window: int, capacity: int) -> None:
         self._buffers = buffers
         self._window = window
         self._capacity = capacity

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from conftest import GOLDEN_MANIFEST
-from counting_decoder import EMBEDDER, HIDDEN, PAD, Counted, CountingDecoder
+from counting_decoder import EMBEDDER, HIDDEN, PAD, WIDTH, Counted, CountingDecoder
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
@@ -97,6 +97,64 @@ def test_audio_embeddings_take_the_places_of_the_soft_tokens(audio: AudioModel) 
     np.testing.assert_array_equal(prompt.inputs_embeds[2:4], clip)
     assert prompt.inputs_embeds[[0, 1, 4], 0].tolist() == [9, audio.begin_token, audio.end_token]
     assert prompt.per_layer_inputs[:, 0].tolist() == [9, audio.begin_token, PAD, PAD, audio.end_token]
+
+
+class WatchedRows(Counted):
+    """Notes how many rows are asked for at once."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__(columns)
+        self.asked: list[int] = []
+
+    def look_up(self, tokens: Sequence[int]) -> np.ndarray:
+        self.asked.append(len(tokens))
+        return super().look_up(tokens)
+
+
+class RememberingDecoder(CountingDecoder):
+    """Keeps all rows that it was run on."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.rows: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def run(
+        self, inputs_embeds: np.ndarray, per_layer_inputs: np.ndarray, position: int, logits_to_keep: int = 1
+    ) -> np.ndarray:
+        self.rows.append((inputs_embeds.copy(), per_layer_inputs.copy()))
+        inputs_embeds = np.zeros_like(inputs_embeds)  # embeddings of media count nothing
+        return super().run(inputs_embeds, per_layer_inputs, position, logits_to_keep)
+
+
+def test_no_more_of_a_prompt_is_embedded_at_once_than_is_run_at_once() -> None:
+    watched = WatchedRows(HIDDEN), WatchedRows(WIDTH)
+    decoder = CountingDecoder(10_000)
+    prefill(decoder, Embedder(*watched, PAD).prepare([7] * 5000))
+    assert sum(count for _, count in decoder.runs) == 5000
+    for rows in watched:
+        assert rows.asked == [count for _, count in decoder.runs]
+
+
+@given(st.data())
+def test_media_fall_into_their_places_wherever_a_prompt_is_parted(data: st.DataObject) -> None:
+    golden = manifest_from_text(GOLDEN_MANIFEST.read_text(encoding="utf-8"), "golden")
+    assert golden.audio is not None
+    assert golden.vision is not None
+    soft = [golden.audio.soft_token, golden.vision.soft_token]
+    lengths = data.draw(st.lists(st.integers(0, 700), min_size=1, max_size=6))
+    kinds = data.draw(st.lists(st.sampled_from([7, *soft]), min_size=len(lengths), max_size=len(lengths)))
+    tokens = [9, *(kind for kind, length in zip(kinds, lengths, strict=True) for _ in range(length)), 9]
+    numbers = np.random.default_rng(0)
+    heard, seen = (numbers.random((tokens.count(each), HIDDEN), np.float32) for each in soft)
+    decoder = RememberingDecoder(10_000)
+    prefill(decoder, EMBEDDER.prepare(tokens, golden.audio, heard, golden.vision, seen))
+    inputs_embeds, per_layer_inputs = (np.concatenate(parts) for parts in zip(*decoder.rows, strict=True))
+    plain = [PAD if token in soft else token for token in tokens]
+    expected = EMBEDDER.tokens.look_up(plain)
+    for token, embeddings in zip(soft, (heard, seen), strict=True):
+        expected[np.array(tokens) == token] = embeddings
+    np.testing.assert_array_equal(inputs_embeds, expected)
+    np.testing.assert_array_equal(per_layer_inputs[:, 0], plain)
 
 
 @pytest.mark.parametrize(("places", "count"), [(0, 3), (2, 3), (3, 0)])
