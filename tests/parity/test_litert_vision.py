@@ -28,7 +28,7 @@ from vision_reference import (
 )
 
 from cabochon.backend import EngineSettings, VisionEncoder
-from cabochon.backend_litert import LitertVisionEncoder
+from cabochon.backend_litert_encoders import LitertVisionEncoder
 from cabochon.embedder import open_embedder
 from cabochon.engines import open_vision_encoder
 from cabochon.errors import PackageError, RequestError
