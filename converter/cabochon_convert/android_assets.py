@@ -76,6 +76,8 @@ def write_android_assets(package: Package, app: Path, settings: AndroidSettings)
         OutputError: it cannot be written.
     """
     _require_project(app)
+    for place in _places(app).values():
+        _refuse_foreign_files(place)
     with tempfile.TemporaryDirectory(dir=app, prefix=".assets-") as scratch:
         parts = Path(scratch)
         files = _build(package, settings, parts)
@@ -194,13 +196,20 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
-def _put_in_place(source: Path, place: Path) -> None:
-    """Replace what an earlier run wrote; anything else in the folder would be lost, so that it is refused."""
-    record = place.parent / f".{place.name}.written"
-    if place.is_dir() and any(place.iterdir()) and not record.is_file():
+def _record_of(place: Path) -> Path:
+    """A file beside a folder that says who wrote it."""
+    return place.parent / f".{place.name}.written"
+
+
+def _refuse_foreign_files(place: Path) -> None:
+    if place.is_dir() and any(place.iterdir()) and not _record_of(place).is_file():
         raise OutputError(f"{place} holds files that cabochon-convert did not write: move them away first.")
+
+
+def _put_in_place(source: Path, place: Path) -> None:
+    """Replace what an earlier run wrote."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    record.touch()
+    _record_of(place).touch()
     replaced = place.with_name(f".{place.name}.replaced-{os.getpid()}")
     if place.exists():
         place.rename(replaced)

@@ -35,7 +35,7 @@ class MainActivity : android.app.Activity() {
         button(R.id.cancel).setOnClickListener { session.cancel() }
         button(R.id.model_from_app).setOnClickListener { session.installFromApp() }
         button(R.id.model_from_url).setOnClickListener {
-            session.download(findViewById<EditText>(R.id.address).text.toString().trim())
+            session.download(address().text.toString().trim())
         }
         button(R.id.model_from_folder).setOnClickListener {
             startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), CHOOSE_FOLDER)
@@ -99,7 +99,7 @@ class MainActivity : android.app.Activity() {
         text(R.id.translation).text = state.translation
         text(R.id.status).text = state.status
         text(R.id.figures).text = state.statistics?.let(::describe) ?: ""
-        findViewById<View>(R.id.models).visibility = if (isIdle && !state.isModelReady) View.VISIBLE else View.GONE
+        (findViewById(R.id.models) as View).visibility = if (isIdle && !state.isModelReady) View.VISIBLE else View.GONE
         button(R.id.model_from_app).visibility = if (session.hasAssets) View.VISIBLE else View.GONE
         val talk = button(R.id.talk)
         talk.isEnabled = state.isModelReady && (isIdle || state.activity == Activity.RECORDING)
@@ -112,7 +112,7 @@ class MainActivity : android.app.Activity() {
     private fun showLanguages(state: ScreenState) {
         val spinners = listOf(R.id.source to state.source, R.id.target to state.target)
         for ((id, chosen) in spinners) {
-            val spinner = findViewById<Spinner>(id)
+            val spinner = spinner(id)
             if (state.languages != shownLanguages) {
                 spinner.adapter = ArrayAdapter(this, android.R.layout.simple_spinner_dropdown_item, state.languages)
             }
@@ -131,7 +131,7 @@ class MainActivity : android.app.Activity() {
     )
 
     private fun hear(id: Int, choose: (String) -> Unit) {
-        findViewById<Spinner>(id).onItemSelectedListener = object : AdapterView.OnItemSelectedListener {
+        spinner(id).onItemSelectedListener = object : AdapterView.OnItemSelectedListener {
             override fun onItemSelected(parent: AdapterView<*>, view: View?, position: Int, row: Long) =
                 choose(parent.getItemAtPosition(position) as String)
 
@@ -139,9 +139,14 @@ class MainActivity : android.app.Activity() {
         }
     }
 
-    private fun button(id: Int): Button = findViewById(id)
+    // Android 6 returns a View, later ones whatever is expected: a cast fits both.
+    private fun button(id: Int): Button = findViewById(id) as Button
 
-    private fun text(id: Int): TextView = findViewById(id)
+    private fun text(id: Int): TextView = findViewById(id) as TextView
+
+    private fun spinner(id: Int): Spinner = findViewById(id) as Spinner
+
+    private fun address(): EditText = findViewById(R.id.address) as EditText
 
     private companion object {
         const val ASK_FOR_MICROPHONE = 1
