@@ -38,12 +38,15 @@ PUSH_FOLDER = Path("build/push")
 DEFAULT_ASSET_BYTES = 64_000_000
 """A package whose files are larger together is not put into an APK."""
 
+ALL_LANGUAGES = tuple(dict.fromkeys(LANGUAGE_NAMES.values()))
+"""Norwegian has two codes."""
+
 
 @dataclass(frozen=True, slots=True)
 class AndroidSettings:
     """What to write for an app."""
 
-    languages: tuple[str, ...] = tuple(LANGUAGE_NAMES.values())
+    languages: tuple[str, ...] = ALL_LANGUAGES
     """To choose from, English names in this order."""
     examples: tuple[SpokenExample, ...] = ()
     """Sounds for the golden vectors; without one, a made-up sound."""

@@ -15,7 +15,7 @@ import cabochon
 from cabochon.cli import errors_in_one_sentence, prepare_streams
 from cabochon.engines import ENGINES
 from cabochon.errors import RequestError, missing_dependency
-from cabochon.languages import LANGUAGE_NAMES, language_name
+from cabochon.languages import language_name
 from cabochon.package import open_package
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
@@ -154,10 +154,15 @@ def _android_parser() -> argparse.ArgumentParser:
 
 
 def _write_android_assets(arguments: argparse.Namespace) -> None:
-    from cabochon_convert.android_assets import AndroidSettings, refuse_stale_assets, write_android_assets
+    from cabochon_convert.android_assets import (
+        ALL_LANGUAGES,
+        AndroidSettings,
+        refuse_stale_assets,
+        write_android_assets,
+    )
     from cabochon_convert.android_golden import SpokenExample
 
-    names = arguments.languages.split(",") if arguments.languages else LANGUAGE_NAMES.values()
+    names = arguments.languages.split(",") if arguments.languages else ALL_LANGUAGES
     if arguments.litertlm is not None and not arguments.litertlm.is_file():
         raise RequestError(f"{arguments.litertlm} is no file: expected one that cabochon-convert litertlm wrote.")
     settings = AndroidSettings(

@@ -157,7 +157,7 @@ def test_the_command_says_what_it_wrote_and_what_is_stale(
     assert "delivery asset" in capsys.readouterr().out
     assert main([*words, "--check"]) == 0
     assert main(["android", str(package.folder), "--app", str(app), "--check"]) == 2  # of more languages
-    assert "prompts.json is stale" in capsys.readouterr().err
+    assert "assets.json is stale" in capsys.readouterr().err
 
 
 def test_the_repository_holds_no_generated_assets() -> None:
