@@ -45,7 +45,7 @@ class PairMerger(private val symbols: IntArray, private val table: PairTable) {
 
     private val next = IntArray(symbols.size) { if (it + 1 < symbols.size) it + 1 else END }
     private val previous = IntArray(symbols.size) { it - 1 }
-    private val candidates = PriorityQueue<Candidate>(compareBy<Candidate> { it.rank }.thenBy { it.left })
+    private val candidates = PriorityQueue<Candidate>(16, compareBy<Candidate> { it.rank }.thenBy { it.left })
 
     /** The tokens that are left. */
     fun merge(): IntArray {

@@ -14,7 +14,7 @@ enum class TensorType(val bytes: Int) { FLOAT32(4), INT32(4), INT64(8) }
  */
 class Tensor(val type: TensorType, val shape: IntArray, val memory: ByteBuffer, val offset: Int) {
     /** Number of values. */
-    val count: Int = shape.fold(1) { product, size -> Math.multiplyExact(product, size) }
+    val count: Int = shape.fold(1L) { product, size -> product * size }.also { require(it <= Int.MAX_VALUE / 8) }.toInt()
 
     init {
         require(offset >= 0 && offset + count.toLong() * type.bytes <= memory.capacity()) { "a tensor leaves its memory" }
