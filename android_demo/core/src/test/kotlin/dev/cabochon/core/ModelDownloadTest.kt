@@ -69,9 +69,10 @@ class ModelDownloadTest {
     }
 
     @Test
-    fun `a download that is cancelled keeps its part`() = runBlocking {
+    fun `a download that is cancelled keeps what came`() = runBlocking {
         ModelDownload(folder, listOf(file)).fromUrl(address()).first()
-        assertTrue(part().length() in 1..content.size)
+        // A fast server has sent all of it before anybody hears of the first piece.
+        assertTrue(maxOf(part().length(), File(folder, file.path).length()) in 1..content.size)
         download()
         assertArrayEquals(content, File(folder, file.path).readBytes())
     }
