@@ -9,7 +9,7 @@ SET_UP = pyproject.toml constraints.txt
 # The tests look at reports and at the server's page in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
-.PHONY: setup browser demo test test-fullsize bench-fullsize fidelity lint fmt bench clean
+.PHONY: setup browser demo android-assets test-android android-apk test test-fullsize bench-fullsize fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -74,6 +74,25 @@ bench-fullsize: $(VENV)/test.stamp
 # What each recipe does to transcripts; needs espeak-ng.
 fidelity: $(VENV)/train.stamp
 	$(VENV)/bin/python benchmarks/fidelity.py
+
+# What the Android app needs of the small model: assets, and vectors to test its Kotlin against.
+ANDROID_RECIPE = int4-mixed
+ANDROID_EXAMPLES = english_unseen_voice.wav:en:de german_unseen_voice.wav:de:en french_unseen_accent.wav:fr:es \
+	spanish_seen_voice.wav:es:fr
+android-assets: $(VENV)/demo.stamp
+	$(VENV)/bin/cabochon-convert models/tiny build/tiny-$(ANDROID_RECIPE) --recipe $(ANDROID_RECIPE) --replace
+	$(VENV)/bin/cabochon-convert android build/tiny-$(ANDROID_RECIPE) --app android_demo --languages en,de,fr,es \
+		$(foreach each,$(ANDROID_EXAMPLES),--example $(subst :, ,models/tiny/demo/$(each)))
+
+# The app's core on a JVM, with onnxruntime in a Python process: without rounding, so that the last digits of a log-mel
+# cannot move an integer. Needs Debian on amd64 for junit and, without a JDK, root.
+test-android: ANDROID_RECIPE = float
+test-android: android-assets
+	$(VENV)/bin/python android_demo/build_without_gradle.py test
+
+# An APK to sideload, of the same sources, without an engine: see android_demo/README.md.
+android-apk: android-assets
+	$(VENV)/bin/python android_demo/build_without_gradle.py apk
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .

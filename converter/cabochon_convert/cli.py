@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome.status = _verify(parsed.packages, _source(parsed), data)
         elif words[:1] == ["litertlm"]:
             _bundle(_litertlm_parser().parse_args(words[1:]))
+        elif words[:1] == ["android"]:
+            _write_android_assets(_android_parser().parse_args(words[1:]))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -47,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="cabochon-convert",
         description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
         epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already; "
-        "cabochon-convert litertlm PACKAGE FILE bundles one for Google's LiteRT-LM.",
+        "cabochon-convert litertlm PACKAGE FILE bundles one for Google's LiteRT-LM; "
+        "cabochon-convert android PACKAGE --app android_demo puts one into the Android app.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     parser.add_argument(
@@ -132,6 +135,59 @@ def _bundle(arguments: argparse.Namespace) -> None:
         raise missing_dependency(str(error.name), "convert-litert") from None
     size = write_litertlm(open_package(arguments.package), arguments.output, arguments.context_length)
     print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+def _android_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cabochon-convert android",
+        description="Write what the Android app needs of a package: assets, files to be pushed, and golden vectors.",
+    )
+    parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
+    parser.add_argument("--app", type=Path, required=True, help="the Android project: android_demo")
+    parser.add_argument("--check", action="store_true", help="write nothing, and fail where what lies there is stale")
+    parser.add_argument("--languages", help="to choose from, in this order: en,de,fr (default: all that have a code)")
+    parser.add_argument(
+        "--example",
+        nargs=3,
+        action="append",
+        default=[],
+        metavar=("SOUND", "SOURCE", "TARGET"),
+        help="a sound to be translated for the golden vectors; may be said several times (default: a made-up tone)",
+    )
+    parser.add_argument(
+        "--asset-megabytes", type=float, default=64, help="larger packages are to be pushed (default: %(default)s)"
+    )
+    parser.add_argument("--litertlm", type=Path, help="file of cabochon-convert litertlm, to be pushed as well")
+    return parser
+
+
+def _write_android_assets(arguments: argparse.Namespace) -> None:
+    from cabochon_convert.android_assets import (
+        ALL_LANGUAGES,
+        AndroidSettings,
+        refuse_stale_assets,
+        write_android_assets,
+    )
+    from cabochon_convert.android_golden import SpokenExample
+
+    names = arguments.languages.split(",") if arguments.languages else ALL_LANGUAGES
+    if arguments.litertlm is not None and not arguments.litertlm.is_file():
+        raise RequestError(f"{arguments.litertlm} is no file: expected one that cabochon-convert litertlm wrote.")
+    settings = AndroidSettings(
+        languages=tuple(language_name(name) for name in names),
+        examples=tuple(SpokenExample(Path(sound), *pair) for sound, *pair in arguments.example),
+        asset_bytes=round(arguments.asset_megabytes * 1e6),
+        bundle=arguments.litertlm,
+    )
+    package = open_package(arguments.package)
+    if arguments.check:
+        refuse_stale_assets(package, arguments.app, settings)
+        print(f"{arguments.app}: assets and golden vectors are those of {arguments.package}")
+        return
+    files = write_android_assets(package, arguments.app, settings)
+    for delivery in ("asset", "push"):
+        sizes = [file.size for file in files if file.delivery == delivery]
+        print(f"{arguments.app}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, delivery {delivery}")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:

@@ -77,7 +77,7 @@ def _frames_of(padded: Float32Array, frames: int, parameters: LogMelParameters) 
     windows = np.lib.stride_tricks.sliding_window_view(padded, parameters.frame_length)
     framed = windows[: (frames - 1) * parameters.hop_length + 1 : parameters.hop_length]  # [frames, frame_length]
     spectrum = np.fft.rfft(framed * _hann_window(parameters.frame_length), n=parameters.fft_length)
-    mel = np.abs(spectrum) @ _mel_filters(parameters)  # magnitude, not power
+    mel = np.abs(spectrum) @ mel_filters(parameters)  # magnitude, not power
     return np.log(mel + parameters.mel_floor).astype(np.float32)
 
 
@@ -106,7 +106,7 @@ def _hann_window(length: int) -> Float32Array:
 
 
 @lru_cache(maxsize=8)
-def _mel_filters(parameters: LogMelParameters) -> npt.NDArray[np.float64]:
+def mel_filters(parameters: LogMelParameters) -> npt.NDArray[np.float64]:
     """Triangular filters of peak 1, [fft_length // 2 + 1, mel_bins], spaced by HTK's 2595 log10(1 + f / 700)."""
     low, high = (2595.0 * np.log10(1.0 + f / 700.0) for f in (parameters.min_frequency, parameters.max_frequency))
     edges = 700.0 * (10.0 ** (np.linspace(low, high, parameters.mel_bins + 2) / 2595.0) - 1.0)

@@ -1,0 +1,102 @@
+"""Tests the Android demo's core on the JVM, and builds a signed APK, without Android Studio.
+
+python android_demo/build_without_gradle.py test
+python android_demo/build_without_gradle.py apk
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from debian_apk import StaleAssetError, build_apk
+from debian_toolchain import (
+    REPOSITORY,
+    TEST_PACKAGES,
+    Kotlin,
+    UnavailableError,
+    fetch_debian,
+    fetch_kotlin,
+    require_java,
+)
+
+ANDROID_DEMO = REPOSITORY / "android_demo"
+CORE = ANDROID_DEMO / "core"
+BUILD = REPOSITORY / "build" / "android"
+LONGEST_TEST_SECONDS = 300
+"""Of all tests together: a coroutine that fails to end would wait for ever."""
+# dx of Debian knows class files up to Java 8, and no invokedynamic.
+KOTLIN_OPTIONS = (
+    "-no-stdlib", "-no-reflect", "-jvm-target", "1.8", "-Xlambdas=class", "-Xsam-conversions=class",
+    "-Xstring-concat=inline", "-nowarn",
+)  # fmt: skip
+
+
+def main() -> int:
+    """Run what the command line asks for; 0 as well where Debian's packages cannot be had, with a message."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("test", "apk"))
+    arguments = parser.parse_args()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    try:
+        require_java()
+        if arguments.what == "test":
+            kotlin = fetch_kotlin()
+            test_core(kotlin)
+            compile_engines(kotlin)
+        else:
+            print(build_apk(fetch_kotlin(), compile_kotlin, BUILD))
+    except UnavailableError as error:
+        print(f"skipped: {error}.")
+    except StaleAssetError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    return 0
+
+
+def compile_kotlin(kotlin: Kotlin, sources: list[Path], classes: Path, path: list[Path], options: list[str]) -> None:
+    """Compile Kotlin into a folder, against jars and folders."""
+    classes.mkdir(parents=True, exist_ok=True)
+    command = ["java", "-Xmx1500m", "-cp", kotlin.compiler_path, "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+    command += [*KOTLIN_OPTIONS, *options, "-d", str(classes), "-cp", os.pathsep.join(map(str, path))]
+    files = [str(file) for folder in sources for file in sorted(folder.rglob("*.kt"))]
+    subprocess.run([*command, *files], check=True)
+
+
+def test_core(kotlin: Kotlin) -> None:
+    """Compile the core and its tests, and run them with onnxruntime in a Python process."""
+    debian = fetch_debian(TEST_PACKAGES)
+    jars = [debian / "usr/share/java" / name for name in ("junit4.jar", "hamcrest.jar")]
+    libraries = [kotlin.standard_library, kotlin.coroutines, *jars]
+    core, tests = BUILD / "core-classes", BUILD / "core-test-classes"
+    compile_kotlin(kotlin, [CORE / "src/main/kotlin"], core, libraries, ["-module-name", "core"])
+    friends = [f"-Xfriend-paths={core}", "-module-name", "core-test"]
+    compile_kotlin(kotlin, [CORE / "src/test/kotlin"], tests, [core, *libraries], friends)
+    names = sorted(path.stem for path in (CORE / "src/test/kotlin").rglob("*Test.kt"))
+    properties = {
+        "cabochon.python": sys.executable,
+        "cabochon.bridge": ANDROID_DEMO / "bridge/onnxruntime_bridge.py",
+        "cabochon.model": ANDROID_DEMO / "app/src/main/assets/model",
+    }
+    path = os.pathsep.join(map(str, [tests, core, CORE / "src/test/resources", *libraries]))
+    command = ["java", "-ea", *(f"-D{key}={value}" for key, value in properties.items()), "-cp", path]
+    command += ["org.junit.runner.JUnitCore", *(f"dev.cabochon.core.{name}" for name in names)]
+    subprocess.run(command, check=True, timeout=LONGEST_TEST_SECONDS)
+
+
+def compile_engines(kotlin: Kotlin) -> None:
+    """Compile the engines against what was noted of their libraries' interfaces, which no public registry here has."""
+    libraries = [kotlin.standard_library, kotlin.coroutines, BUILD / "core-classes"]
+    for engine in ("ort", "litertlm"):
+        sources = [ANDROID_DEMO / "api-stubs" / engine, ANDROID_DEMO / f"engine-{engine}/src/main/kotlin"]
+        compile_kotlin(kotlin, sources, BUILD / f"engine-{engine}-classes", libraries, ["-module-name", engine])
+        print(f"engine-{engine} fits the interfaces that it was written for")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
