@@ -58,8 +58,8 @@ class BundleSettings:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        if not self.systems:
-            raise ValueError("a bundle for no system")
+        if len({system.machine for system in self.systems}) != 1:
+            raise ValueError("a bundle is for systems of one machine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def write_rpi_bundle(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.parts-") as parts:
             wheelhouse = _collect_wheels(packages, settings, Path(parts), progress)
-            files = _list_files(packages, wheelhouse, Path(parts))
+            files = _list_files(packages, settings.systems[0].machine, wheelhouse, Path(parts))
             _write_tar(beside, _top_folder(path), files, progress)
         beside.replace(path)
     except OSError as error:
@@ -145,15 +145,17 @@ def _collect_wheels(
     packages: Sequence[Package], settings: BundleSettings, parts: Path, progress: Progress
 ) -> _Wheelhouse:
     engines = {engine for package in packages for engine in package.manifest.engines}
-    extras = ",".join(sorted({*engines, *ALWAYS, *settings.extras}))
+    extras = {*engines, *ALWAYS, *settings.extras}
     own = read_wheel(write_runtime_wheel(parts))
+    if unknown := sorted(extras.difference(own.extras)):
+        raise RequestError(f"cabochon has no extra {unknown[0]!r}: its version and the package's do not fit.")
     found: dict[str, list[Wheel]] = {}
     checked: dict[str, int] = {}
     progress.start("downloading wheels", len(settings.systems), " systems")
     for system in settings.systems:
         folder = parts / system.name
         folder.mkdir()
-        wanted = [f"cabochon[{extras}]=={cabochon.__version__}", "pip"]
+        wanted = [f"cabochon[{','.join(sorted(extras))}]=={cabochon.__version__}", "pip"]
         found[system.python] = fill_wheelhouse(wanted, system, folder, settings.constraints, [own])
         for wheel in found[system.python]:
             if wheel.path.name not in checked:
@@ -162,7 +164,7 @@ def _collect_wheels(
     return _Wheelhouse(found, sum(checked.values()))
 
 
-def _list_files(packages: Sequence[Package], wheelhouse: _Wheelhouse, parts: Path) -> dict[str, Path]:
+def _list_files(packages: Sequence[Package], machine: str, wheelhouse: _Wheelhouse, parts: Path) -> dict[str, Path]:
     """Every file of the bundle by its name there, the list of hashes first."""
     files: dict[str, Path] = {}
     device = find_device_files()
@@ -190,7 +192,7 @@ def _list_files(packages: Sequence[Package], wheelhouse: _Wheelhouse, parts: Pat
                 models[f"{prefix}/{name}"] = package.folder / name
                 hashes[f"{prefix}/{name}"] = hash_file(package.folder / name)
     configuration = parts / "bundle.conf"
-    configuration.write_text(_configuration(packages, wheelhouse, models, hashes), "utf-8")
+    configuration.write_text(_configuration(packages, machine, wheelhouse, models, hashes), "utf-8")
     hashes["bundle.conf"] = hash_file(configuration)
     sums = parts / "SHA256SUMS"
     sums.write_text("".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes)), "utf-8")
@@ -198,7 +200,11 @@ def _list_files(packages: Sequence[Package], wheelhouse: _Wheelhouse, parts: Pat
 
 
 def _configuration(
-    packages: Sequence[Package], wheelhouse: _Wheelhouse, models: dict[str, Path], hashes: dict[str, str]
+    packages: Sequence[Package],
+    machine: str,
+    wheelhouse: _Wheelhouse,
+    models: dict[str, Path],
+    hashes: dict[str, str],
 ) -> str:
     """Names and numbers for the installer; values are of characters that a shell leaves alone."""
     identity = hashlib.sha256(repr(sorted(hashes.items())).encode()).hexdigest()[:12]
@@ -206,7 +212,7 @@ def _configuration(
     lines = {
         "VERSION": cabochon.__version__,
         "BUNDLE_ID": f"{cabochon.__version__}-{identity}",
-        "ARCHITECTURE": RASPBERRY_PI_SYSTEMS[0].machine,
+        "ARCHITECTURE": machine,
         "PYTHONS": " ".join(wheelhouse.wheels),
         "MODELS": " ".join(names),
         "FIRST_MODEL": names[0],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.metadata
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -20,19 +21,32 @@ _WHEEL = "Wheel-Version: 1.0\nGenerator: cabochon\nRoot-Is-Purelib: true\nTag: p
 _ENTRY_POINTS = "[console_scripts]\ncabochon = cabochon.cli:main\n"
 
 
-def runtime_metadata() -> str:
-    """METADATA of the installed distribution, with the version of the code that runs."""
+def runtime_metadata() -> tuple[str, str]:
+    """METADATA and licence of the runtime: a clone's own, because what was once installed from it may be older."""
+    clone = Path(cabochon.__file__).resolve().parents[2]
+    if (clone / "pyproject.toml").is_file() and (clone / "LICENSE").is_file():
+        return _metadata_of_clone(clone / "pyproject.toml"), (clone / "LICENSE").read_text(encoding="utf-8")
     try:
-        text = importlib.metadata.distribution("cabochon").read_text("METADATA")
+        distribution = importlib.metadata.distribution("cabochon")
     except importlib.metadata.PackageNotFoundError:
-        text = None
-    if text is None:
-        raise RequestError("cabochon is not installed as a distribution: install it with pip, then make the bundle.")
-    head, blank, description = text.partition("\n\n")
-    lines = [
-        f"Version: {cabochon.__version__}" if line.startswith("Version: ") else line for line in head.splitlines()
-    ]
-    return "\n".join(lines) + blank + description
+        distribution = None
+    texts = [distribution.read_text(name) for name in ("METADATA", "licenses/LICENSE")] if distribution else []
+    if not texts or texts[0] is None or texts[1] is None:
+        raise RequestError("cabochon was not installed with pip: install it, then make the bundle.")
+    return texts[0], texts[1]
+
+
+def _metadata_of_clone(path: Path) -> str:
+    """https://packaging.python.org/en/latest/specifications/core-metadata/, as far as a wheelhouse needs it."""
+    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+    lines = ["Metadata-Version: 2.4", f"Name: {project['name']}", f"Version: {cabochon.__version__}"]
+    lines += [f"Summary: {project['description']}", f"License-Expression: {project['license']}"]
+    lines += ["License-File: LICENSE", f"Requires-Python: {project['requires-python']}"]
+    lines += [f"Requires-Dist: {each}" for each in project["dependencies"]]
+    for extra, requirements in project["optional-dependencies"].items():
+        lines.append(f"Provides-Extra: {extra}")
+        lines += [f"Requires-Dist: {each}; extra == '{extra}'" for each in requirements]
+    return "\n".join(lines) + "\n"
 
 
 def write_runtime_wheel(folder: Path) -> Path:
@@ -44,10 +58,9 @@ def write_runtime_wheel(folder: Path) -> Path:
         for path in sorted(source.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    information = {"METADATA": runtime_metadata(), "WHEEL": _WHEEL, "entry_points.txt": _ENTRY_POINTS}
-    license_text = importlib.metadata.distribution("cabochon").read_text("licenses/LICENSE")
-    if license_text is not None:
-        information["licenses/LICENSE"] = license_text
+    metadata, licence = runtime_metadata()
+    information = {"METADATA": metadata, "WHEEL": _WHEEL, "entry_points.txt": _ENTRY_POINTS}
+    information["licenses/LICENSE"] = licence
     files |= {f"{name}.dist-info/{key}": text.encode() for key, text in information.items()}
     record = f"{name}.dist-info/RECORD"
     lines = [f"{path},sha256={_digest(content)},{len(content)}\n" for path, content in files.items()]

@@ -71,6 +71,7 @@ class Wheel:
     """Canonical."""
     version: str
     requirements: tuple[str, ...]
+    extras: tuple[str, ...]
     sha256: str
     installed_bytes: int
 
@@ -92,7 +93,8 @@ def read_wheel(path: Path) -> Wheel:
         raise OutputError(f"{path} cannot be read as a wheel ({error}): make the bundle again.") from None
     size = sum(each.file_size for each in entries)
     requirements = tuple(map(str, message.get_all("Requires-Dist", [])))
-    return Wheel(path, name, str(version), requirements, hash_file(path), size)
+    extras = tuple(map(str, message.get_all("Provides-Extra", [])))
+    return Wheel(path, name, str(version), requirements, extras, hash_file(path), size)
 
 
 def fill_wheelhouse(
@@ -125,9 +127,7 @@ def fill_wheelhouse(
         download(asked)
 
 
-def _go_through(
-    wanted: Iterable[str], system: DeviceSystem, wheels: dict[str, Wheel]
-) -> tuple[set[str], list[str]]:
+def _go_through(wanted: Iterable[str], system: DeviceSystem, wheels: dict[str, Wheel]) -> tuple[set[str], list[str]]:
     """Names that are needed, and requirements that no wheel satisfies."""
     needed: set[tuple[str, str]] = set()
     missing: list[str] = []
