@@ -1,4 +1,4 @@
-"""Whether the shared libraries in a wheel can be loaded by a kernel with pages of 16 KB, as the Raspberry Pi 5 has it."""
+"""Whether a kernel with pages of 16 KB, such as that of a Raspberry Pi 5, can load the shared libraries in a wheel."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Wheels for another machine, complete, so that pip there needs no network.
 
 pip downloads them; but it judges conditions such as `python_version >= "3.13"` by the Python that it runs on
-(https://github.com/pypa/pip/issues/11664, open with pip 26.3). So the wheels' own requirements are gone through here, as
-the device will see them, until nothing is missing, and what the device does not need is left out.
+(https://github.com/pypa/pip/issues/6117, so in pip 23.2). So the wheels' own requirements are gone through here, as the
+device will see them, until nothing is missing, and what the device does not need is left out.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from cabochon.package import hash_file
 from cabochon_convert.package import OutputError
 
 try:
-    from packaging.markers import Environment
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name, parse_wheel_filename
     from packaging.version import Version
@@ -49,14 +48,14 @@ class DeviceSystem:
         tags = [f"manylinux_2_{minor}_{self.machine}" for minor in range(self.glibc, OLDEST_GLIBC - 1, -1)]
         return [*tags, f"manylinux2014_{self.machine}", f"linux_{self.machine}"]
 
-    def environment(self, extra: str = "") -> Environment:
+    def environment(self, extra: str = "") -> dict[str, str]:
         """What conditions of requirements are judged by."""
         return {
             "extra": extra, "implementation_name": "cpython", "implementation_version": f"{self.python}.0",
             "os_name": "posix", "platform_machine": self.machine, "platform_python_implementation": "CPython",
             "platform_release": "", "platform_system": "Linux", "platform_version": "",
             "python_full_version": f"{self.python}.0", "python_version": self.python, "sys_platform": "linux",
-        }  # type: ignore[typeddict-unknown-key,unused-ignore]  # fmt: skip
+        }  # fmt: skip
 
 
 RASPBERRY_PI_SYSTEMS = (DeviceSystem("bookworm", "3.11", 36), DeviceSystem("trixie", "3.13", 41))

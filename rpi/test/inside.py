@@ -28,7 +28,7 @@ PORT = 10300
 PATIENCE = 400.0
 
 
-class Failed(Exception):
+class StepError(Exception):
     """What was expected, and what was found."""
 
 
@@ -36,14 +36,14 @@ def run(*command: object, status: int = 0) -> str:
     """Standard output of a command that ends with this status."""
     outcome = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=PATIENCE)
     if outcome.returncode != status:
-        raise Failed(f"{' '.join(map(str, command))}: status {outcome.returncode}\n{outcome.stdout}{outcome.stderr}")
+        raise StepError(f"{' '.join(map(str, command))}: status {outcome.returncode}\n{outcome.stdout}{outcome.stderr}")
     return outcome.stdout
 
 
 def expect(found: object, expected: object) -> None:
     """Raise where they differ."""
     if found != expected:
-        raise Failed(f"expected {expected!r}, found {found!r}")
+        raise StepError(f"expected {expected!r}, found {found!r}")
 
 
 def models() -> list[Path]:
@@ -125,7 +125,7 @@ def microphone() -> str:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, guard)
         if not line:
-            raise Failed(process.stderr.read())
+            raise StepError(process.stderr.read())
     found = json.loads(line)
     expect((found["transcript"], found["translation"]), (reference()[LANGUAGE], reference()[TARGET]))
     return found["transcript"]
@@ -142,7 +142,7 @@ def wyoming() -> str:
             assert server.stderr is not None
             while "tcp://" not in (line := server.stderr.readline()):
                 if not line:
-                    raise Failed(f"{' '.join(command)} ended with status {server.wait()}")
+                    raise StepError(f"{' '.join(command)} ended with status {server.wait()}")
             served = (PREFIX / "current/model").resolve().name
             names, answer = run(
                 PYTHON, HOME / "test/ask_wyoming.py", PORT, f"{served}-to-English", LANGUAGE, SOUND
@@ -179,7 +179,7 @@ def main(names: list[str]) -> int:
         started = time.monotonic()
         try:
             found = STEPS[name]()
-        except (Failed, OSError, subprocess.TimeoutExpired, ValueError, StopIteration) as error:
+        except (StepError, OSError, subprocess.TimeoutExpired, ValueError, StopIteration) as error:
             print(
                 f"  {name}: failed after {time.monotonic() - started:.0f} s: {error or type(error).__name__}",
                 flush=True,

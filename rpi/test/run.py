@@ -2,8 +2,8 @@
 
 python rpi/test/run.py [--full] [--system trixie] [--cpu cortex-a76] [--engine onnx]
 
-Debian's own arm64 packages make the system, qemu the processor (cortex-a76: Raspberry Pi 5, cortex-a72: Raspberry Pi 4),
-and namespaces without a network keep them apart, so that neither root nor docker is needed. The short path takes one
+Debian's own arm64 packages make the system, qemu the processor (cortex-a76: Raspberry Pi 5, cortex-a72: Pi 4), and
+namespaces without a network keep them apart, so that neither root nor docker is needed. The short path takes one
 system and one processor; --full takes both of both. Speed, memory bandwidth, heat, real microphones, control groups and
 pages of 16 KB cannot be tried like this; the last of them is checked in the wheels.
 """

@@ -23,9 +23,10 @@ from cabochon.cli_arguments import (
     seconds,
 )
 from cabochon.cli_long_speech import progress_bar
-from cabochon.doctor import Finding, diagnose, gigabytes
+from cabochon.doctor import diagnose, gigabytes
 from cabochon.energy import EnergyMeter, WattCommand, find_package_counters
 from cabochon.engines import ENGINES
+from cabochon.finding import Finding
 from cabochon.memory_cost import MemoryCost, compute_memory_cost
 from cabochon.package import Package, open_package
 
