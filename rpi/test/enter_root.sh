@@ -4,7 +4,7 @@
 root=$1 qemu=$2 cpu=$3
 shift 3
 # shellcheck disable=SC2016
-exec unshare --user --map-root-user --mount --pid --fork --net --mount-proc /bin/bash -c '
+exec unshare --user --map-root-user --mount --pid --fork --kill-child --net --mount-proc /bin/bash -c '
 set -e
 root=$1 qemu=$2 cpu=$3
 shift 3

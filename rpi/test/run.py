@@ -32,8 +32,8 @@ LARGEST_DIVERGENCE = 0.02
 kernels may round otherwise than another's, but not more coarsely."""
 SMALLEST_AGREEMENT = 0.98
 """Share of steps at which both machines prefer the same token."""
-FIRST_STEPS = ("install", "units", "doctor", "answers", "translate", "microphone", "wyoming")
-OTHER_STEPS = ("doctor", "answers", "translate", "wyoming")
+FIRST_STEPS = ("install", "units", "answers", "microphone", "wyoming", "translate", "doctor")
+OTHER_STEPS = ("answers", "wyoming", "doctor")
 """On the other processor: the installation is the same."""
 
 

@@ -31,6 +31,7 @@ from cabochon.held_context import HeldContext
 from cabochon.image import ScaledImage
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
+from cabochon.memory_budget import require_memory
 from cabochon.package import Package, cache_folder, hash_file, open_package
 from cabochon.prompt import (
     Message,
@@ -80,6 +81,7 @@ class Model:
     def __init__(self, package: Package, engine: str, settings: EngineSettings, drafts: int | None = None) -> None:
         self.package = package
         engine = choose_engine(package, engine)
+        require_memory(package.manifest, engine, settings.context_length)
         self._session = open_session(package, engine, settings)
         self._draft_length = choose_draft_length(package.manifest.engines[engine].drafter, drafts)
         self._embedder = open_embedder(package, engine)
