@@ -173,6 +173,7 @@ def _list_files(packages: Sequence[Package], machine: str, wheelhouse: _Wheelhou
             files[f"systemd/{source.name}"] = source
     files["install.sh"] = device / "install.sh"
     files["README.txt"] = device / "README.txt"
+    files["bench.py"] = next(path for path in (device / "bench.py", device.parent / "bench.py") if path.is_file())
     for python, wheels in wheelhouse.wheels.items():
         files |= {f"wheels/{wheel.path.name}": wheel.path for wheel in wheels}
         requirements = parts / f"requirements-python{python}.txt"

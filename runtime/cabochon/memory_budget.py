@@ -45,11 +45,12 @@ def refuse_unless_it_fits(cost: MemoryCost, memory: Memory, limit: MemoryLimit |
     parts = cost.parts
     sums = (
         ("interpreter, engine, tokenizer", parts.runtime), ("decoder", parts.decoder_weights - cost.mapped),
-        (f"caches of {cost.context_length} positions", parts.caches), ("activations", parts.activations), ("whole prompt", parts.prompt),
+        (f"caches of {cost.context_length} positions", parts.caches), ("activations", parts.activations),
+        ("whole prompt", parts.prompt),
     )  # fmt: skip
     arithmetic = " + ".join(f"{size / 1e9:.2f} GB {name}" for name, size in sums if size > 0)
     raise RequestError(
         f"the package needs {needed / 1e9:.2f} GB ({arithmetic}, computed) and this machine has {room / 1e9:.2f} GB of "
-        f"memory and {swap / 1e9:.2f} GB of swap left: ask for a shorter --context-length, close other programs, convert with "
-        f"a smaller recipe, or set {ANYWAY_VARIABLE}=1 to try."
+        f"memory and {swap / 1e9:.2f} GB of swap left: ask for a shorter --context-length, close other programs, "
+        f"convert with a smaller recipe, or set {ANYWAY_VARIABLE}=1 to try."
     )
