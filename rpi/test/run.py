@@ -27,11 +27,11 @@ TINY = REPOSITORY / "models" / "tiny"
 SYSTEMS, PROCESSORS, ENGINES = ("trixie", "bookworm"), ("cortex-a76", "cortex-a72"), ("onnx", "litert")
 CANNOT = 75
 """Status of make_root.sh where it lacks something that a machine need not have."""
-LARGEST_DIVERGENCE = 0.02
-"""Nats, on average: a tenth of a bit of what 4 bits cost models/tiny (benchmarks/RESULTS.md), so that one machine's
-kernels may round otherwise than another's, but not more coarsely."""
-SMALLEST_AGREEMENT = 0.98
-"""Share of steps at which both machines prefer the same token."""
+LARGEST_DIVERGENCE = 1e-3
+"""Nats, on average: ten times what was measured on trixie with cortex-a76, 1e-4 on both engines."""
+SMALLEST_AGREEMENT = 0.95
+"""Share of steps at which both machines prefer the same token: one of 80 was other with onnxruntime, where two were about
+as likely."""
 FIRST_STEPS = ("install", "units", "answers", "microphone", "wyoming", "translate", "doctor")
 OTHER_STEPS = ("answers", "wyoming", "doctor")
 """On the other processor: the installation is the same."""
@@ -44,7 +44,10 @@ def main() -> int:
     parser.add_argument("--system", choices=SYSTEMS, action="append", help="(default: trixie)")
     parser.add_argument("--cpu", choices=PROCESSORS, action="append", help="(default: cortex-a76)")
     parser.add_argument("--engine", choices=ENGINES, action="append", help="(default: all that can be converted for)")
-    parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "test-rpi", help="(default: %(default)s)")
+    parser.add_argument(
+        "--work", type=Path, default=REPOSITORY / "build" / "test-rpi",
+        help="systems and packages that are there from before are used again (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--steps", nargs="+", help="of inside.py, instead of all")
     arguments = parser.parse_args()
     systems = arguments.system or (SYSTEMS if arguments.full else SYSTEMS[:1])
@@ -102,23 +105,17 @@ def enter(root: Path, processor: str, *command: str, full: bool = False) -> int:
 
 
 def convert(work: Path, engines: tuple[str, ...] | list[str]) -> list[Path]:
-    """models/tiny, for each engine; LiteRT only where its converter is installed."""
+    """models/tiny, for each engine, where it is not there from before; LiteRT only where its converter is installed."""
     packages = []
     for engine in engines:
         package = work / "packages" / f"tiny-{engine}"
         if engine == "litert" and importlib.util.find_spec("litert_torch") is None:
             print("note: without LiteRT, whose converter (pip install '.[convert-litert]') is not installed.")
             continue
-        if not (package / "manifest.json").is_file() or is_older(package, REPOSITORY / "converter"):
+        if not (package / "manifest.json").is_file():
             call(TINY, package, "--target", engine, "--replace")
         packages.append(package)
     return packages
-
-
-def is_older(package: Path, source: Path) -> bool:
-    """Whether a package was written before the converter was last changed."""
-    written = (package / "manifest.json").stat().st_mtime
-    return any(path.stat().st_mtime > written for path in source.rglob("*.py"))
 
 
 def call(*arguments: object) -> None:
