@@ -132,7 +132,8 @@ def microphone() -> str:
     os.mkfifo(pipe)
     threading.Thread(target=speak, args=(pipe, silence[:16000] + spoken + 600 * silence), daemon=True).start()
     device = f'{{ type file; slave.pcm "null"; file "/dev/null"; infile "{pipe}"; format "raw" }}'
-    Path("/root/.asoundrc").write_text(f'pcm.spoken {device}\npcm.!default {{ type plug; slave.pcm "spoken" }}\n')
+    slave = 'pcm "spoken" format S16_LE rate 16000 channels 1'
+    Path("/root/.asoundrc").write_text(f"pcm.spoken {device}\npcm.!default {{ type plug; slave {{ {slave} }} }}\n")
     command = [CABOCHON, "listen", str(models()[-1]), "--from", LANGUAGE, "--to", TARGET, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         guard = signal.signal(signal.SIGALRM, lambda *_: process.kill())

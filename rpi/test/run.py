@@ -30,8 +30,8 @@ CANNOT = 75
 LARGEST_DIVERGENCE = 1e-3
 """Nats, on average: ten times what was measured on trixie with cortex-a76, 1e-4 on both engines."""
 SMALLEST_AGREEMENT = 0.95
-"""Share of steps at which both machines prefer the same token: one of 80 was other with onnxruntime, where two were about
-as likely."""
+"""Share of steps at which both machines prefer the same token: one of 80 was other with onnxruntime, where two were
+about as likely."""
 FIRST_STEPS = ("install", "units", "answers", "microphone", "wyoming", "translate", "doctor")
 OTHER_STEPS = ("answers", "wyoming", "doctor")
 """On the other processor: the installation is the same."""
