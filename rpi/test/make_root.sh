@@ -36,7 +36,7 @@ if [ ! -x "$work/qemu-aarch64" ]; then
   make_database "$folder" trixie amd64
   (
     cd "$folder"
-    APT_CONFIG=$folder/apt.conf apt-get -qq download qemu-user
+    APT_CONFIG=$folder/apt.conf apt-get -qq download qemu-user || cannot "the mirror $mirror does not give qemu-user."
     dpkg-deb --fsys-tarfile qemu-user_*.deb | tar -x ./usr/bin/qemu-aarch64
   )
   mv "$folder/usr/bin/qemu-aarch64" "$work/qemu-aarch64"
@@ -50,7 +50,8 @@ database=$(mktemp -d "$work/.$suite-XXXXXX")
 make_database "$database" "$suite" arm64
 # python3 without python3-venv: the bundle brings pip.
 APT_CONFIG=$database/apt.conf apt-get -qq -y install --download-only \
-  python3 bash dash coreutils libc-bin grep sed gawk findutils tar util-linux libportaudio2 libasound2-plugins alsa-utils systemd >/dev/null
+  python3 bash dash coreutils libc-bin grep sed gawk findutils tar util-linux libportaudio2 libasound2-plugins alsa-utils systemd >/dev/null ||
+  cannot "the mirror $mirror does not give the packages of $suite."
 mkdir -p "$root"/usr/{bin,sbin,lib} "$root"/{dev,proc,sys,tmp,root,etc/systemd/system,home/pi}
 for name in bin sbin lib; do ln -s "usr/$name" "$root/$name"; done
 for package in "$database"/cache/archives/*.deb; do dpkg-deb --fsys-tarfile "$package"; done |
