@@ -5,7 +5,7 @@
 # PREFIX/current       the release in use; it changes in one step, so that a power cut leaves the old or the new one
 # PREFIX/.installed    what lies outside PREFIX, noted before it is written
 #
-# POSIX sh, so that dash runs it.
+# POSIX sh and `test -O`, so that dash runs it.
 set -eu
 umask 022
 unset PYTHONPATH PYTHONHOME PYTHONSTARTUP
