@@ -84,7 +84,7 @@ def units() -> str:
 def doctor() -> str:
     """Nothing on this machine keeps any package from running."""
     for model in models():
-        findings = json.loads(run(CABOCHON, "doctor", model, "--json"))
+        findings = json.loads(run(CABOCHON, "doctor", model, "--json"))["findings"]
         problems = [each for each in findings if each["status"] == "problem"]
         expect(problems, [])
     warnings = [each["name"] for each in findings if each["status"] == "warning"]
@@ -160,9 +160,11 @@ def wyoming() -> str:
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None
+            said = []
             while "tcp://" not in (line := server.stderr.readline()):
+                said.append(line)
                 if not line:
-                    raise StepError(f"{' '.join(command)} ended with status {server.wait()}")
+                    raise StepError(f"{' '.join(command)} ended with status {server.wait()}\n{''.join(said)}")
             served = (PREFIX / "current/model").resolve().name
             names, answer = run(
                 PYTHON, HOME / "test/ask_wyoming.py", PORT, f"{served}-to-English", LANGUAGE, SOUND
