@@ -195,6 +195,9 @@ esac
 if [ -n "$services" ] && [ "$root" != 0 ] && [ "$units" = /etc/systemd/system ]; then
   refuse "a service is root's: say  sudo $0 --service${services}."
 fi
+case $services:$prefix in
+  ?*:/home/* | ?*:/root/*) refuse "a service has no home directories, and $prefix is in one: leave --prefix out." ;;
+esac
 case $prefix in
   *[!A-Za-z0-9/._+-]*) refuse "$prefix has other characters than letters, digits, / . _ + and -: choose another --prefix." ;;
 esac

@@ -218,6 +218,8 @@ def test_an_unknown_option_or_service_is_told(bundles: dict[str, Path], device: 
     assert "--help" in device.run(bundles["first"] / "install.sh", "--frobnicate", status=2)
     assert "no service ftp" in device.run(bundles["first"] / "install.sh", "--service", "ftp", status=2)
     assert "--uninstall" in device.run(bundles["first"] / "install.sh", "--help")
+    at_home = ("--prefix", "/home/nobody/cabochon", "--service", "http")
+    assert "home directories" in device.run(bundles["first"] / "install.sh", *at_home, status=2)
     assert not device.prefix.exists()
 
 
