@@ -169,7 +169,7 @@ def _downloader(system: DeviceSystem, folder: Path, constraints: Path | None) ->
                 raise missing_dependency("pip", "bundle")
             lines = [line for line in outcome.stderr.splitlines() if line.startswith("ERROR")] or ["no reason given"]
             raise OutputError(
-                f"pip cannot get the wheels for {system.name} ({lines[-1].removeprefix('ERROR: ')}): "
+                f"pip cannot get the wheels for {system.name} ({lines[0].removeprefix('ERROR: ').rstrip('.')}): "
                 "making a bundle needs a network, or a folder of wheels named in PIP_FIND_LINKS."
             )
 
