@@ -66,6 +66,7 @@ def main() -> int:
         root = work / "roots" / system
         if not arguments.steps or "install" in arguments.steps:
             unpack(root, bundle)
+        shutil.copytree(HERE, root / "home" / "pi" / "test", dirs_exist_ok=True)
         for index, processor in enumerate(processors):
             steps = list(arguments.steps or (FIRST_STEPS if index == 0 else OTHER_STEPS))
             if not arguments.steps and index == len(processors) - 1:
@@ -132,7 +133,7 @@ def record(work: Path, packages: list[Path]) -> None:
 
 
 def unpack(root: Path, bundle: Path) -> None:
-    """A system as it was made, with the bundle, the sounds and these scripts in a home directory."""
+    """A system as it was made, with the bundle and the sounds in a home directory."""
     home = root / "home" / "pi"
     for folder in (home, root / "opt", root / "root", root / "usr" / "local", root / "etc" / "default"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -142,9 +143,6 @@ def unpack(root: Path, bundle: Path) -> None:
     with tarfile.open(bundle) as archive:
         archive.extractall(home, filter="data")
     shutil.copytree(TINY / "demo", home / "demo")
-    (home / "test").mkdir()
-    for script in HERE.glob("*.py"):
-        shutil.copy(script, home / "test")
 
 
 def compare(work: Path, root: Path, packages: list[Path]) -> bool:
