@@ -9,7 +9,8 @@ SET_UP = pyproject.toml constraints.txt
 # The tests look at reports and at the server's page in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
-.PHONY: setup browser demo android-assets test-android android-apk test test-fullsize bench-fullsize fidelity lint fmt bench clean
+.PHONY: setup browser demo android-assets test-android android-apk test test-rpi test-rpi-full test-fullsize bench-fullsize \
+	fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -62,6 +63,14 @@ endif
 # A process per processor (four at most): each converts what it needs, and computes on one thread.
 test: setup browser lint
 	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# A bundle of the small model, installed and tried on an emulated Raspberry Pi: some minutes, and 1 GB of disk in build.
+test-rpi: $(VENV)/test.stamp
+	$(VENV)/bin/python rpi/test/run.py
+
+# The same on both systems with both processors: what runs every night.
+test-rpi-full: $(VENV)/test.stamp
+	$(VENV)/bin/python rpi/test/run.py --full
 
 # A random model of E2B's size: 14 GB of disk for a few minutes.
 test-fullsize: setup

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _bundle(_litertlm_parser().parse_args(words[1:]))
         elif words[:1] == ["android"]:
             _write_android_assets(_android_parser().parse_args(words[1:]))
+        elif words[:1] == ["bundle"]:
+            _bundle_for_device(_bundle_parser().parse_args(words[1:]))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -50,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Convert a Gemma 4 E2B or E4B checkpoint, a fine-tune included, into a package for cabochon.",
         epilog="cabochon-convert verify PACKAGE --reference CHECKPOINT compares packages that exist already; "
         "cabochon-convert litertlm PACKAGE FILE bundles one for Google's LiteRT-LM; "
-        "cabochon-convert android PACKAGE --app android_demo puts one into the Android app.",
+        "cabochon-convert android PACKAGE --app android_demo puts one into the Android app; "
+        "cabochon-convert bundle PACKAGE --for rpi makes a tar that installs on a Raspberry Pi without a network.",
     )
     parser.add_argument("--version", action="version", version=f"cabochon {cabochon.__version__}")
     parser.add_argument(
@@ -126,6 +129,45 @@ def _litertlm_parser() -> argparse.ArgumentParser:
         "--context-length", type=int, help="positions of the caches (default: as many as the package has)"
     )
     return parser
+
+
+def _bundle_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cabochon-convert bundle",
+        description="Bundle packages with everything that a device needs to run them, as one tar that installs there "
+        "without a network.",
+    )
+    parser.add_argument(
+        "packages", type=Path, nargs="+", metavar="package",
+        help="folder that cabochon-convert wrote; a service serves the first",
+    )  # fmt: skip
+    parser.add_argument("--for", required=True, dest="device", choices=("rpi",), help="the device: a Raspberry Pi")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="tar to be written (default: PACKAGE-rpi.tar)")
+    parser.add_argument(
+        "--python", action="append", metavar="VERSION",
+        help="of the system: 3.11 (bookworm) or 3.13 (trixie); may be repeated (default: both)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--extra", action="append", default=[], choices=("constraints", "video"), help="of cabochon, to install, too"
+    )
+    parser.add_argument("--replace", action="store_true", help="replace a tar that exists")
+    return parser
+
+
+def _bundle_for_device(arguments: argparse.Namespace) -> None:
+    from cabochon_convert.bundle_rpi import BundleSettings, find_constraints, write_rpi_bundle
+    from cabochon_convert.wheelhouse import RASPBERRY_PI_SYSTEMS, find_system
+
+    systems = tuple(map(find_system, dict.fromkeys(arguments.python))) if arguments.python else RASPBERRY_PI_SYSTEMS
+    packages = [open_package(folder) for folder in arguments.packages]
+    output = arguments.output or Path(f"{packages[0].folder.resolve().name}-rpi.tar")
+    settings = BundleSettings(systems, tuple(arguments.extra), find_constraints(), arguments.replace)
+    with ProgressBars() as progress:
+        bundle = write_rpi_bundle(packages, output, settings, progress)
+    print(
+        f"{bundle.path}: {bundle.size / 1e6:.1f} MB, {bundle.wheels} wheels, {bundle.libraries} libraries, "
+        "all for pages of 4 to 16 KB"
+    )
 
 
 def _bundle(arguments: argparse.Namespace) -> None:

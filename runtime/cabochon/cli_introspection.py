@@ -23,9 +23,10 @@ from cabochon.cli_arguments import (
     seconds,
 )
 from cabochon.cli_long_speech import progress_bar
-from cabochon.doctor import CONSTRAINTS, Finding, diagnose, gigabytes, judge_library
-from cabochon.energy import EnergyMeter, WattCommand, find_package_counters
+from cabochon.doctor import CONSTRAINTS, diagnose, gigabytes, judge_library
+from cabochon.energy import EnergyMeter, WattCommand, find_meter
 from cabochon.engines import ENGINES
+from cabochon.finding import Finding
 from cabochon.memory_cost import MemoryCost, compute_memory_cost
 from cabochon.package import Package, open_package
 
@@ -81,7 +82,9 @@ def _add_bench(commands: Any) -> None:
         help="begin nothing new after this (default: %(default)s)",
     )  # fmt: skip
     bench.add_argument(
-        "--watts", metavar="COMMAND", help="a command of yours that prints the watts of this moment (default: RAPL)"
+        "--watts",
+        metavar="COMMAND",
+        help="a command of yours that prints the watts of this moment (default: RAPL, or a Pi 5's power management)",
     )
     form = bench.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print one JSON object")
@@ -235,7 +238,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
 def _open_meter(watts: str | None) -> EnergyMeter | None:
     words = shlex.split(watts) if watts else []
-    return WattCommand(words) if words else find_package_counters()
+    return WattCommand(words) if words else find_meter()
 
 
 def _bench_facts(result: BenchResult) -> dict[str, object]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
 
 import cabochon
 from cabochon.engines import ENGINES, choose_engine
 from cabochon.errors import CabochonError
+from cabochon.finding import Finding, Status
 from cabochon.machine import (
     Memory,
     MemoryLimit,
@@ -31,8 +31,7 @@ from cabochon.machine import (
 from cabochon.memory_cost import compute_memory_cost, weight_cache_bytes
 from cabochon.package import Package, cache_folder, open_package
 from cabochon.quiet import quiet
-
-Status = Literal["ok", "warning", "problem"]
+from cabochon.raspberry_pi import check_raspberry_pi
 
 OLDEST_PYTHON = (3, 11)
 SMALL_CACHE_BYTES = 100_000_000
@@ -76,23 +75,6 @@ SERVER_LIBRARIES = (
     Library("uvicorn", "uvicorn", "cabochon serve", "pip install '.[server]'"),
     Library("wyoming", "wyoming", "cabochon wyoming", "pip install '.[server]'"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    """Of the thing: stays the same from version to version."""
-    status: Status
-    """`warning`: something works less well or not at all, `problem`: the package, or any, cannot be run."""
-    found: str
-    advice: str = ""
-    """What to do; empty where nothing is to be done."""
-
-    def __post_init__(self) -> None:
-        if self.status != "ok" and not self.advice:
-            raise ValueError(f"{self.name} is a {self.status} without advice")
 
 
 def diagnose(folder: Path | None = None, engine: str = "", context_length: int = 0) -> Iterator[Finding]:
@@ -326,9 +308,9 @@ def gigabytes(size: int | None) -> str:
 
 
 MACHINE_CHECKS: Sequence[Callable[[], Iterator[Finding]]] = (
-    check_python, check_processor, check_memory, check_libraries, check_microphone,
+    check_python, check_processor, check_memory, check_raspberry_pi, check_libraries, check_microphone,
 )  # fmt: skip
-"""What is looked at whatever the package. A board's own checks (throttling, governor) belong here, too."""
+"""What is looked at whatever the package. A board's own checks belong here, too, and find nothing elsewhere."""
 
 
 def _opened(folder: Path) -> tuple[Package | None, Finding]:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from cabochon.errors import RequestError
 from cabochon.machine import read_text
+from cabochon.raspberry_pi import ask_firmware, parse_power
 
 POWERCAP = Path("/sys/class/powercap")
 COMMAND_SECONDS = 5.0
@@ -75,6 +76,14 @@ def find_package_counters(root: Path = POWERCAP) -> PackageCounters | None:
     return PackageCounters(readable) if readable else None
 
 
+def find_meter() -> EnergyMeter | None:
+    """What this machine has of its own to measure energy; None where there is nothing, or it may not be read."""
+    counters = find_package_counters()
+    if counters is not None:
+        return counters
+    return BoardMeter() if parse_power(ask_firmware("pmic_read_adc")) is not None else None
+
+
 class WattCommand:
     """A command that prints watts, asked again and again while something is measured."""
 
@@ -82,6 +91,9 @@ class WattCommand:
         """RequestError where it cannot be run or prints no number."""
         self._command, self._pause = command, pause
         self.source = f"watts of the command {command[0]}"
+        self._begin()
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._total, self._at = 0.0, time.monotonic()
         self._watts = self._ask()
@@ -129,6 +141,21 @@ class WattCommand:
                 f"the command for watts, {self._command[0]}, ended with status {outcome.returncode} and printed "
                 f"{text[:40]!r}: expected status 0 and a number of watts such as 5.3."
             )
+        return watts
+
+
+class BoardMeter(WattCommand):
+    """The power management of a Raspberry Pi 5: the rails of processor and memory, not what hangs at its plugs."""
+
+    def __init__(self, pause: float = SAMPLE_SECONDS) -> None:
+        self._pause = pause
+        self.source = "the board's power management, its own rails only"
+        self._begin()
+
+    def _ask(self) -> float:
+        watts = parse_power(ask_firmware("pmic_read_adc"))
+        if watts is None:
+            raise RequestError("vcgencmd pmic_read_adc says nothing any more: measure with a command of your own.")
         return watts
 
 

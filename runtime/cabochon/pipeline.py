@@ -29,6 +29,7 @@ from cabochon.generation import Generation
 from cabochon.hearing import Hearing, SoundSource
 from cabochon.kept_prefixes import KeptPrefixes
 from cabochon.manifest import MANIFEST_NAME
+from cabochon.memory_budget import require_memory
 from cabochon.package import Package, cache_folder, hash_file, open_package
 from cabochon.perceived import Perceived, join_embeddings, join_marks
 from cabochon.prompt import (
@@ -73,6 +74,7 @@ class Model:
     def __init__(self, package: Package, engine: str, settings: EngineSettings, drafts: int | None = None) -> None:
         self.package = package
         engine = choose_engine(package, engine)
+        require_memory(package.manifest, engine, settings.context_length)
         self._session = open_session(package, engine, settings)
         self._embedder = open_embedder(package, engine)
         self._tokenizer = Tokenizer(package.path(package.manifest.tokenizer_file))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
-from cabochon.energy import WattCommand, find_package_counters, parse_watts
+from cabochon.energy import WattCommand, find_meter, find_package_counters, parse_watts
 from cabochon.errors import RequestError
 
 
@@ -79,3 +79,18 @@ def test_watts_are_a_number_from_zero_or_nothing(text: str) -> None:
 @given(st.floats(0, 9e5))
 def test_any_number_of_watts_is_read_as_it_is_printed(watts: float) -> None:
     assert parse_watts(f"{watts}\n") == watts
+
+
+def test_a_boards_own_rails_are_integrated_over_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    rails = "VDD_CORE_A current(7)=2.0A\nVDD_CORE_V volt(15)=1.5V\n"
+    monkeypatch.setattr("cabochon.energy.ask_firmware", lambda *_: rails)
+    monkeypatch.setattr("cabochon.energy.find_package_counters", lambda: None)
+    meter = find_meter()
+    assert meter is not None
+    before = meter.joules()
+    time.sleep(0.2)
+    spent = meter.joules() - before
+    meter.close()
+    assert 0.5 < spent < 30  # 3 W for 0.2 s, on a machine that may be busy
+    monkeypatch.setattr("cabochon.energy.ask_firmware", lambda *_: "")
+    assert find_meter() is None
