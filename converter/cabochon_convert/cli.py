@@ -1,4 +1,4 @@
-"""The `cabochon-convert` command. The only module of the converter that prints."""
+"""The `cabochon-convert` command. With the other `cli_*.py`, all of the converter that prints."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cabochon
 from cabochon.cli import errors_in_one_sentence, prepare_streams
@@ -17,7 +16,15 @@ from cabochon.engines import ENGINES
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.languages import language_name
 from cabochon.manifest import CACHE_STORAGE_BYTES
-from cabochon.package import open_package
+from cabochon_convert.cli_devices import (
+    android_parser,
+    bundle_for_device,
+    bundle_for_litertlm,
+    device_bundle_parser,
+    litertlm_parser,
+    write_assets,
+)
+from cabochon_convert.progress_bars import ProgressBars
 from cabochon_convert.recipes import DEFAULT_RECIPE, RECIPES
 
 if TYPE_CHECKING:
@@ -36,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             data = _evaluation_data(parsed)
             outcome.status = _verify(parsed.packages, _source(parsed), data)
         elif words[:1] == ["litertlm"]:
-            _bundle(_litertlm_parser().parse_args(words[1:]))
+            bundle_for_litertlm(litertlm_parser().parse_args(words[1:]))
         elif words[:1] == ["android"]:
-            _write_android_assets(_android_parser().parse_args(words[1:]))
+            write_assets(android_parser().parse_args(words[1:]))
         elif words[:1] == ["bundle"]:
-            _bundle_for_device(_bundle_parser().parse_args(words[1:]))
+            bundle_for_device(device_bundle_parser().parse_args(words[1:]))
         else:
             outcome.status = _convert(_parser().parse_args(words))
     return outcome.status
@@ -116,120 +123,6 @@ def _verify_parser() -> argparse.ArgumentParser:
     _add_source(parser)
     _add_data(parser)
     return parser
-
-
-def _litertlm_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cabochon-convert litertlm",
-        description="Bundle a package that was converted with --target litert into a file for Google's LiteRT-LM.",
-    )
-    parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
-    parser.add_argument("output", type=Path, help="file to be written: NAME.litertlm")
-    parser.add_argument(
-        "--context-length", type=int, help="positions of the caches (default: as many as the package has)"
-    )
-    return parser
-
-
-def _bundle_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cabochon-convert bundle",
-        description="Bundle packages with everything that a device needs to run them, as one tar that installs there "
-        "without a network.",
-    )
-    parser.add_argument(
-        "packages", type=Path, nargs="+", metavar="package",
-        help="folder that cabochon-convert wrote; a service serves the first",
-    )  # fmt: skip
-    parser.add_argument("--for", required=True, dest="device", choices=("rpi",), help="the device: a Raspberry Pi")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="tar to be written (default: PACKAGE-rpi.tar)")
-    parser.add_argument(
-        "--python", action="append", metavar="VERSION",
-        help="of the system: 3.11 (bookworm) or 3.13 (trixie); may be repeated (default: both)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--extra", action="append", default=[], choices=("constraints", "video"), help="of cabochon, to install, too"
-    )
-    parser.add_argument("--replace", action="store_true", help="replace a tar that exists")
-    return parser
-
-
-def _bundle_for_device(arguments: argparse.Namespace) -> None:
-    from cabochon_convert.bundle_rpi import BundleSettings, find_constraints, write_rpi_bundle
-    from cabochon_convert.wheelhouse import RASPBERRY_PI_SYSTEMS, find_system
-
-    systems = tuple(map(find_system, dict.fromkeys(arguments.python))) if arguments.python else RASPBERRY_PI_SYSTEMS
-    packages = [open_package(folder) for folder in arguments.packages]
-    output = arguments.output or Path(f"{packages[0].folder.resolve().name}-rpi.tar")
-    settings = BundleSettings(systems, tuple(arguments.extra), find_constraints(), arguments.replace)
-    with ProgressBars() as progress:
-        bundle = write_rpi_bundle(packages, output, settings, progress)
-    print(
-        f"{bundle.path}: {bundle.size / 1e6:.1f} MB, {bundle.wheels} wheels, {bundle.libraries} libraries, "
-        "all for pages of 4 to 16 KB"
-    )
-
-
-def _bundle(arguments: argparse.Namespace) -> None:
-    try:
-        from cabochon_convert.bundle_litertlm import write_litertlm
-    except ImportError as error:
-        raise missing_dependency(str(error.name), "convert-litert") from None
-    size = write_litertlm(open_package(arguments.package), arguments.output, arguments.context_length)
-    print(f"{arguments.output}: {size / 1e6:.1f} MB")
-
-
-def _android_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cabochon-convert android",
-        description="Write what the Android app needs of a package: assets, files to be pushed, and golden vectors.",
-    )
-    parser.add_argument("package", type=Path, help="folder that cabochon-convert wrote")
-    parser.add_argument("--app", type=Path, required=True, help="the Android project: android_demo")
-    parser.add_argument("--check", action="store_true", help="write nothing, and fail where what lies there is stale")
-    parser.add_argument("--languages", help="to choose from, in this order: en,de,fr (default: all that have a code)")
-    parser.add_argument(
-        "--example",
-        nargs=3,
-        action="append",
-        default=[],
-        metavar=("SOUND", "SOURCE", "TARGET"),
-        help="a sound to be translated for the golden vectors; may be said several times (default: a made-up tone)",
-    )
-    parser.add_argument(
-        "--asset-megabytes", type=float, default=64, help="larger packages are to be pushed (default: %(default)s)"
-    )
-    parser.add_argument("--litertlm", type=Path, help="file of cabochon-convert litertlm, to be pushed as well")
-    return parser
-
-
-def _write_android_assets(arguments: argparse.Namespace) -> None:
-    from cabochon_convert.android_assets import (
-        ALL_LANGUAGES,
-        AndroidSettings,
-        refuse_stale_assets,
-        write_android_assets,
-    )
-    from cabochon_convert.android_golden import SpokenExample
-
-    names = arguments.languages.split(",") if arguments.languages else ALL_LANGUAGES
-    if arguments.litertlm is not None and not arguments.litertlm.is_file():
-        raise RequestError(f"{arguments.litertlm} is no file: expected one that cabochon-convert litertlm wrote.")
-    settings = AndroidSettings(
-        languages=tuple(language_name(name) for name in names),
-        examples=tuple(SpokenExample(Path(sound), *pair) for sound, *pair in arguments.example),
-        asset_bytes=round(arguments.asset_megabytes * 1e6),
-        bundle=arguments.litertlm,
-    )
-    package = open_package(arguments.package)
-    if arguments.check:
-        refuse_stale_assets(package, arguments.app, settings)
-        print(f"{arguments.app}: assets and golden vectors are those of {arguments.package}")
-        return
-    files = write_android_assets(package, arguments.app, settings)
-    for delivery in ("asset", "push"):
-        sizes = [file.size for file in files if file.delivery == delivery]
-        print(f"{arguments.app}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, delivery {delivery}")
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -372,41 +265,3 @@ def _calibration(arguments: argparse.Namespace, progress: ProgressBars) -> Calib
     from cabochon_convert.evaluation_data import read_evaluation_data
 
     return Calibration([read_evaluation_data(arguments.calibration, language_name(arguments.language))], progress)
-
-
-class ProgressBars:
-    """Progress as bars with rate and remaining time, on standard error and only for a person."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __enter__(self) -> ProgressBars:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close(finished=error is None)
-
-    def start(self, stage: str, total: int, unit: str) -> None:
-        """See `Progress.start`."""
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            raise missing_dependency("tqdm", "convert") from None
-        self._close(finished=True)
-        # disable=None: no bar where standard error is not a terminal.
-        self._bar = tqdm(total=total, unit=unit, unit_scale=True, desc=stage.ljust(22), disable=None)
-
-    def advance(self, amount: int) -> None:
-        """See `Progress.advance`."""
-        if self._bar is not None:
-            self._bar.update(amount)
-
-    def _close(self, *, finished: bool) -> None:
-        if self._bar is not None:
-            # Tensors that have no use are not read, so a finished stage may stand short of its total.
-            if finished and not self._bar.disable:
-                self._bar.update(self._bar.total - self._bar.n)
-            self._bar.close()
-            self._bar = None
