@@ -61,7 +61,9 @@ def check_waveform(sound: object, max_samples: int | None = None) -> Float32Arra
         AudioError: it is none.
     """
     if not isinstance(sound, np.ndarray):
-        raise AudioError(f"the sound is a {type(sound).__name__}: expected the path of a file or a numpy array.")
+        raise AudioError(
+            f"the sound is a {type(sound).__name__}: expected the path of a file, or a waveform in a numpy array."
+        )
     fits = np.issubdtype(sound.dtype, np.floating) and sound.ndim == 1
     # A comparison with "not a number" is false.
     if not fits or (max_samples is not None and len(sound) > max_samples) or not (np.abs(sound) <= 1).all():

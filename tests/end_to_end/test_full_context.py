@@ -81,7 +81,7 @@ def test_a_sound_that_does_not_fit_is_refused_before_it_is_encoded(
     narrow: cabochon.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = noted_runs(narrow, monkeypatch)
-    monkeypatch.setattr(narrow, "_encode", lambda _: pytest.fail("it was encoded"))
+    monkeypatch.setattr(narrow._hearing, "encode", lambda *_: pytest.fail("it was encoded"))
     with refused(cabochon.RequestError, "no room for an answer"):
         narrow.transcribe(SOUND, "German")
     with refused(cabochon.RequestError, "no room for an answer"):
