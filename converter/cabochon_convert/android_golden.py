@@ -60,7 +60,7 @@ def write_golden_vectors(
     embedder = open_embedder(package, engine)
     if not examples:
         examples = (_made_up_example(package, folder / "made_up.wav"),)
-    names = [example.sound.name for example in examples]
+    names = [example.sound.stem for example in examples]
     if len(set(names)) < len(names):
         raise RequestError("two of the spoken examples have the same file name: rename one.")
     spoken = [_example(package, tokenizer, session, embedder, folder, example) for example in examples]

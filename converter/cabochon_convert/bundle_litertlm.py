@@ -235,7 +235,9 @@ def _special_tokens(package: Package) -> dict[str, str]:
     """Names of special tokens in tokenizer_config.json; empty where the checkpoint has none."""
     path = package.folder / TOKENIZER_CONFIG_NAME
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    named = {**config, **config.get("extra_special_tokens", {}), **config.get("model_specific_special_tokens", {})}
+    # Where a fine-tune added tokens, transformers 5.23 writes a list.
+    nested = [config.get(name) for name in ("extra_special_tokens", "model_specific_special_tokens")]
+    named = config | {name: value for each in nested if isinstance(each, dict) for name, value in each.items()}
     return {name: value for name, value in named.items() if name.endswith("_token") and isinstance(value, str)}
 
 

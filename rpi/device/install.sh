@@ -215,6 +215,8 @@ find_python() {
   return 1
 }
 find_python || refuse "there is no Python of the versions $PYTHONS that this bundle is for: install one, or name it with --python."
+"$python" -c 'import sys; sys.exit(sys.maxsize < 1 << 32)' ||
+  refuse "$python is a 32-bit program: install a 64-bit system."
 "$python" -c 'import venv' 2>/dev/null || refuse "$python cannot make virtual environments: install its standard library."
 
 if [ -e "$prefix" ] && [ ! -f "$notes" ] && [ -n "$(ls -A -- "$prefix" 2>/dev/null)" ]; then
@@ -243,8 +245,9 @@ put_model_file() { # HASH PATH: a hard link where the same file is on this disk 
     if [ -f "$other" ] && [ "$(hash_of "$other")" = "$1" ] && ln -- "$other" "$target" 2>/dev/null; then return 0; fi
   done
   # Whoever owns a file can change it, so that a link to another user's would not be ours.
-  if [ -O "$2" ] && ln -- "$2" "$target" 2>/dev/null; then return 0; fi
+  if [ -O "$2" ] && chmod 644 "$2" 2>/dev/null && ln -- "$2" "$target" 2>/dev/null; then return 0; fi
   cp -- "$2" "$target.partial"
+  chmod 644 "$target.partial"
   sync "$target.partial"
   [ "$(hash_of "$target.partial")" = "$1" ] || refuse "$target.partial is not what was copied: is the disk failing?"
   mv -- "$target.partial" "$target"
@@ -267,7 +270,13 @@ make_release() {
   if [ -O SHA256SUMS ] && ln -- SHA256SUMS "$prefix/.probe" 2>/dev/null; then
     rm -f -- "$prefix/.probe"
   else
-    needed=$((needed + MODEL_KB))
+    while read -r hash path; do
+      case $path in models/*) ;; *) continue ;; esac
+      for sums in "$prefix"/releases/*/SHA256SUMS; do
+        [ "$sums" != "$release/SHA256SUMS" ] && grep -qs "^$hash  models/" "$sums" && continue 2
+      done
+      needed=$((needed + $(wc -c <"$path") / 1024 + 1))
+    done <SHA256SUMS
   fi
   free=$(df -Pk -- "$prefix" | awk 'NR == 2 { print $4 }')
   had=0
@@ -295,9 +304,12 @@ make_release() {
   sync "$release/.complete"
 }
 
-if [ -e "$release/.complete" ]; then
+if [ -e "$release/.complete" ] && "$release/venv/bin/cabochon" --version >/dev/null 2>&1; then
   say "this release is installed already"
 else
+  # What does not run is made anew: a cut-off removal, or another Python behind the same name.
+  "$release/venv/bin/cabochon" --version >/dev/null 2>&1 || rm -f -- "$release/.environment"
+  rm -f -- "$release/.complete"
   make_release
 fi
 
@@ -311,7 +323,11 @@ put_link "$prefix/current/venv/bin/cabochon" "$bin/cabochon"
 for name in $( (printf '%s\n' $services; noted_services) | sort -u); do put_service "$name"; done
 
 for other in "$prefix"/releases/*; do
-  [ "$other" = "$release" ] || rm -rf -- "$other"
+  [ "$other" != "$release" ] && [ -e "$other" ] || continue
+  # First what says that it is whole: should the removal be cut off, it is not taken for a release.
+  rm -f -- "$other/.complete" "$other/.environment"
+  sync -f "$prefix"
+  rm -rf -- "$other"
 done
 
 case :$PATH: in *":$bin:"*) command=cabochon ;; *) command=$bin/cabochon ;; esac

@@ -114,7 +114,7 @@ def convert(work: Path, engines: tuple[str, ...] | list[str]) -> list[Path]:
             print("note: without LiteRT, whose converter (pip install '.[convert-litert]') is not installed.")
             continue
         if not (package / "manifest.json").is_file():
-            call(TINY, package, "--target", engine, "--replace")
+            call(TINY, package, "--target", engine, "--no-vision", "--replace")
         packages.append(package)
     return packages
 

@@ -6,7 +6,8 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
 
+try:
+    import fcntl
+except ImportError:  # Windows, where there is no such lock
+    fcntl = None  # type: ignore[assignment]
 try:
     import ai_edge_litert
     from ai_edge_litert.compiled_model import CompiledModel
@@ -34,10 +39,12 @@ LIBRARY = f"ai-edge-litert {ai_edge_litert.__version__}"
 def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     """A graph of a package, ready to run; PackageError where LiteRT cannot load it."""
     path = package.path(graph.file)
-    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=_weight_cache(package, graph))
+    weights = _weight_cache(package, graph)
+    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=weights)
     try:
         # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
-        with quiet(2):
+        # XNNPACK makes the file where it lies: a second process would write over what the first has mapped.
+        with _alone(weights), quiet(2):
             model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
             # The first array that is written makes LiteRT look for accelerators once more.
             key, names = next(iter(model.get_signature_list().items()))
@@ -50,6 +57,17 @@ def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     drop_file_pages(path)
     return_freed_memory()
     return model
+
+
+@contextmanager
+def _alone(weights: str) -> Iterator[None]:
+    """No other process loads with this file of weights meanwhile."""
+    if not weights or fcntl is None:
+        yield
+        return
+    with Path(f"{weights}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -72,7 +90,7 @@ def _say_no_more() -> None:
 def _weight_cache(package: Package, graph: Graph) -> str:
     """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
 
-    XNNPACK itself makes a new one when its kernels are others.
+    Another version of LiteRT has a file of its own: XNNPACK would write over the one that somebody else has mapped.
     """
     digest = next(record.sha256 for record in package.manifest.files if record.path == graph.file)
     try:
@@ -80,7 +98,7 @@ def _weight_cache(package: Package, graph: Graph) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
         return ""
-    return str(folder / f"{digest[:32]}.weights") if os.access(folder, os.W_OK) else ""
+    return str(folder / f"{digest[:32]}-{ai_edge_litert.__version__}.weights") if os.access(folder, os.W_OK) else ""
 
 
 def shortest_signature(model: Any, name: str, count: int, keys: Iterable[str] = ()) -> tuple[int, str]:

@@ -8,8 +8,6 @@ images and sounds among the tokens, in whose places there are marks below 0.
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +78,8 @@ def _opened(path: Path) -> Iterator[Any]:
         # numpy would leave a file open that is no zip.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             yield file
-    # What numpy and zipfile raise for bytes that are no such file.
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error, MemoryError,
-            NotImplementedError, AttributeError, SyntaxError) as error:  # fmt: skip
+    # numpy, zipfile, tokenize and lzma raise every kind for bytes that are no such file.
+    except PackageError:
+        raise
+    except Exception as error:
         raise PackageError(f"{path} is not a file of keys and values ({' '.join(str(error).split())}).") from None

@@ -114,15 +114,15 @@ def _questions(prompt: str | None) -> Iterator[str]:
 
 def _print(answer: Answer) -> None:
     """The answer as it comes, and thoughts beside it."""
-    shown = 0
+    shown, begun = 0, False
     for piece in answer:
         thoughts = answer.thoughts
         if len(thoughts) > shown:
             print(thoughts[shown:], end="", flush=True, file=sys.stderr)
-            shown = len(thoughts)
-        elif piece and shown > 0:
+            shown, begun = len(thoughts), True
+        elif piece and begun:
             print(file=sys.stderr)
-            shown = -1
+            begun = False
         print(piece, end="", flush=True)
     if answer.text or not answer.tool_calls:
         print(flush=True)

@@ -205,7 +205,14 @@ class _Spelled:
         self.special_token_ids = sorted(tokenizer.control_tokens)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        tokens = self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        return [each for token in tokens for each in self._spelled(token)]
+
+    def _spelled(self, token: int) -> list[int]:
+        """Text that a form prescribes holds no control token, but may hold its letters."""
+        if token not in self._tokenizer.control_tokens:
+            return [token]
+        return [each for letter in self._tokenizer.token_text(token) for each in self._tokenizer.encode(letter)]
 
 
 def _reason(matcher: Any) -> str:

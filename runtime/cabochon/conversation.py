@@ -77,7 +77,8 @@ class Conversation:
 
         def pieces() -> Iterator[str]:
             yield from answer
-            self._messages = (*asked, Message("assistant", answer.text, tool_calls=answer.tool_calls))
+            said = self._model.quote(answer.text)  # letters that spell a control token are no control token
+            self._messages = (*asked, Message("assistant", said, tool_calls=answer.tool_calls))
 
         return Answer(pieces(), answer.statistics, answer.note, answer.thought, answer.call_reader)
 

@@ -281,7 +281,7 @@ def check_fit(
     arithmetic = " + ".join(f"{gigabytes(size)} {name}" for name, size in sums if size)
     room = usable_memory(memory, limit)
     found = f"{arithmetic}: up to {gigabytes(cost.everything)} (computed) of {gigabytes(room)} available"
-    yield judge_fit(cost.text, cost.everything, cost.mapped, room, found)
+    yield judge_fit(cost.text, cost.everything, cost.mapped_for_text, room, found)
 
 
 def judge_fit(text: int, everything: int, mapped: int, room: int | None, found: str) -> Finding:

@@ -39,12 +39,14 @@ def refuse_unless_it_fits(cost: MemoryCost, memory: Memory, limit: MemoryLimit |
         return
     # Within a limit, swap has a limit of its own, so that it does not count.
     swap = 0 if limit is not None and limit.limit <= room else memory.swap_free or 0
-    needed = cost.text - cost.mapped
+    needed = cost.text - cost.mapped_for_text
     if needed * TOLERANCE <= room + swap:
         return
     parts = cost.parts
+    decoder = parts.decoder_weights + parts.drafter_weights + parts.drafter_activations
     sums = (
-        ("interpreter, engine, tokenizer", parts.runtime), ("decoder", parts.decoder_weights - cost.mapped),
+        ("interpreter, engine, tokenizer", parts.runtime),
+        ("decoder and drafter", decoder - cost.mapped_for_text),
         (f"caches of {cost.context_length} positions", parts.caches), ("activations", parts.activations),
         ("whole prompt", parts.prompt),
     )  # fmt: skip

@@ -89,6 +89,11 @@ class MemoryCost:
     """Of the weights of decoder and encoders: mapped from files, so that the system may drop and read them again."""
 
     @property
+    def mapped_for_text(self) -> int:
+        """Of `text`, of which encoders are no part."""
+        return self.mapped - self.parts.audio_weights - self.parts.vision_weights if self.mapped else 0
+
+    @property
     def text(self) -> int:
         """At most, for text alone with the whole context in use."""
         return max(self.loading, self._decoding + self.parts.prompt)

@@ -293,7 +293,11 @@ class Model:
             started = time.perf_counter()
             require_room(decoder, len(tokens))
             start = self._begin(prompt)
-            logits = prefill(decoder, self._prepare_from(start, prompt), start)
+            try:
+                logits = prefill(decoder, self._prepare_from(start, prompt), start)
+            except BaseException:  # what the caches hold now is not known, and may not reach back to `start`
+                self._turns.context.forget()
+                raise
             if not prompt.prefix:
                 self._turns.context.was_run(self._contents(prompt))
             statistics.prefill_seconds = time.perf_counter() - started

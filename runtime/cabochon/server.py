@@ -250,7 +250,7 @@ def _done(hearing: _Hearing) -> Callable[[list[Any]], list[str]]:
 
 async def _chat(queue: ModelQueue, model: Model, request: ChatRequest, settings: ServerSettings) -> Response:
     sampling = request.sampling(SamplingSettings.of_checkpoint(model.package.manifest.sampling))
-    messages, sound = request.conversation(model.quote), request.sound()
+    messages, sound = await asyncio.to_thread(request.conversation, model.quote), request.sound()
     tools, form = request.tools or [], answer_format(request.response_format)
     choice, declared = tool_choice(request.tool_choice, tools), [tool.tool() for tool in tools]
     longest = request.longest_answer(settings.max_tokens)

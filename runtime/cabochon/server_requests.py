@@ -97,9 +97,11 @@ class ChatMessage(_Request):
     """A turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Annotated[TextPart | AudioPart | ImagePart, Field(discriminator="type")]] | None = Field(
-        default=""
-    )
+    content: (
+        Annotated[str, Field(max_length=MAX_TEXT)]
+        | list[Annotated[TextPart | AudioPart | ImagePart, Field(discriminator="type")]]
+        | None
+    ) = Field(default="")
     tool_calls: list[GivenToolCall] | None = None
     tool_call_id: str | None = None
 

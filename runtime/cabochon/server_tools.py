@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cabochon.answer import Answer
 from cabochon.constrained_decoding import JSON_OBJECT, AnswerFormat, JsonSchema
 from cabochon.errors import RequestError
-from cabochon.tools import Tool, ToolCall
+from cabochon.tools import CHOICES, Tool, ToolCall
 
 MAX_TOOLS = 128
 
@@ -130,6 +130,8 @@ def tool_choice(wanted: Literal["none", "auto", "required"] | ChosenTool | None,
     if isinstance(wanted, ChosenTool):
         if wanted.function.name not in [tool.function.name for tool in tools]:
             raise RequestError(f"tool_choice names {wanted.function.name!r}, expected one of the tools.")
+        if wanted.function.name in CHOICES:
+            raise RequestError(f"a tool called {wanted.function.name!r} cannot be chosen by its name: rename it.")
         return wanted.function.name
     return wanted or "auto"
 

@@ -67,8 +67,11 @@ class Tokenizer:
             found = [place for token, place in places if token in self._control_tokens]
             if not found:
                 return text
-            for start, end in reversed(found):
-                text = text[:start] + _broken(text[start:end]) + text[end:]
+            parts, done = [], 0
+            for start, end in found:
+                parts += [text[done:start], _broken(text[start:end])]
+                done = end
+            text = "".join([*parts, text[done:]])
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, without control tokens."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cabochon.errors import RequestError
-from cabochon.tools import Tool, ToolCall
+from cabochon.tools import Tool, ToolCall, too_deep
 
 
 def join_tool_turns(messages: Sequence[dict[str, Any]], quote: Callable[[str], str]) -> list[dict[str, Any]]:
@@ -45,7 +45,7 @@ def response_value(text: Any) -> Any:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, TypeError, RecursionError):
         return text
-    return text if isinstance(value, str) else value
+    return text if isinstance(value, str) or too_deep(value) else value
 
 
 def template_calls(calls: Sequence[ToolCall], quote: Callable[[str], str]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from cabochon.errors import RequestError
 
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 """Of a function, as OpenAI's API allows it, and with dots."""
+DEEPEST = 128
+"""Objects and lists within each other."""
 _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _ARGUMENT_LINE = re.compile(r"\s*(\w+)\s*(?:\([^)]*\))?:\s*(.*)")
 
@@ -148,6 +150,12 @@ def declare_tools(tools: Sequence[Tool | Callable[..., object] | Mapping[str, An
     )
 
 
+def too_deep(value: object, left: int = DEEPEST) -> bool:
+    """Whether more than `DEEPEST` objects and lists stand within each other."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return left < 0 or any(too_deep(each, left - 1) for each in parts)
+
+
 def _require_name(name: object) -> None:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise RequestError(f"a function has the name {name!r}, expected up to 64 letters, digits and _ . - .")
@@ -156,6 +164,8 @@ def _require_name(name: object) -> None:
 def _require_json_object(value: object, what: str) -> None:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise RequestError(f"{what} are a {type(value).__name__}: expected a JSON object.")
+    if too_deep(value):
+        raise RequestError(f"{what} have more than {DEEPEST} objects and lists within each other.")
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -174,8 +184,10 @@ def _require_schema(schema: object, what: str) -> None:
         if not isinstance(value, Mapping):
             raise RequestError(f"{what} say that {name} is {value!r}, expected a JSON schema.")
         _require_schema(value, what)
-    if isinstance(items := schema.get("items"), Mapping):
-        _require_schema(items, what)
+    choices = [each for name in ("anyOf", "oneOf") if isinstance(schema.get(name), list) for each in schema[name]]
+    for each in (schema.get("items"), *choices):
+        if isinstance(each, Mapping):
+            _require_schema(each, what)
 
 
 def _schema_of(hint: Any, where: str) -> dict[str, Any]:

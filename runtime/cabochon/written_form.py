@@ -80,5 +80,6 @@ class FormReader:
             )
         if use.choice == "required":
             constraint = self._grammars.read(grammar_of_calls(use.tools, only=use.only))
+            constraint.stop_tokens.append(control.response)  # it ends answers, too, so thoughts may not hold it
         calls = ToolCallReader(self._tokenizer, [tool.name for tool in use.tools])
         return WrittenForm(use.tools, constraint, calls, stop_tokens=(control.response,))

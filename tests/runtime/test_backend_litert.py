@@ -5,12 +5,15 @@ The decoder is that of `litert_decoder.py`, whose answers are known exactly.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ai_edge_litert
 import numpy as np
 import pytest
 from commands import run_command
@@ -310,7 +313,7 @@ def weight_cache(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """The file that the decoder's weights are kept in between two starts."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     Chat(open_decoder(package)).run(0, 3)
-    (path,) = (tmp_path / "cabochon" / "xnnpack").iterdir()
+    (path,) = (tmp_path / "cabochon" / "xnnpack").glob("*.weights")
     return path
 
 
@@ -319,7 +322,7 @@ def test_weights_are_kept_for_the_next_start(package: Package, weight_cache: Pat
     assert first.st_size > 4 * VOCABULARY**2
     Chat(open_decoder(package)).run(0, 3)
     assert weight_cache.stat().st_mtime_ns == first.st_mtime_ns
-    assert list(weight_cache.parent.iterdir()) == [weight_cache]
+    assert list(weight_cache.parent.glob("*.weights")) == [weight_cache]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\0" * 5000, None])
@@ -344,7 +347,24 @@ def test_where_weights_cannot_be_kept_it_only_costs_time(
         monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path).is_relative_to(base) and mode == os.W_OK))
     elif place == "a folder in place of the weights":
         record = package.manifest.files[0]
-        (base / "cabochon" / "xnnpack" / f"{record.sha256[:32]}.weights").mkdir(parents=True)
+        (base / "cabochon" / "xnnpack" / f"{record.sha256[:32]}-{ai_edge_litert.__version__}.weights").mkdir(
+            parents=True
+        )
     Chat(open_decoder(package)).run(0, 3)
     if place == "a read-only folder":
         assert not list((base / "cabochon" / "xnnpack").iterdir())
+
+
+def test_one_process_at_a_time_makes_the_file_of_sorted_weights(
+    package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    open_decoder(package)
+    (lock,) = (tmp_path / "cabochon" / "xnnpack").glob("*.lock")
+    with lock.open("w") as held, ThreadPoolExecutor(1) as other:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        opened = other.submit(open_decoder, package)
+        with pytest.raises(TimeoutError):
+            opened.result(timeout=1)
+        fcntl.flock(held, fcntl.LOCK_UN)
+        Chat(opened.result(timeout=60)).run(0, 3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cabochon.memory_budget import TOLERANCE, refuse_unless_it_fits, require_mem
 from cabochon.memory_cost import MemoryCost, compute_memory_cost
 
 COST = compute_memory_cost(read_manifest(GOLDEN_MANIFEST.parent), "onnx")
-NEEDED = COST.text - COST.mapped
+NEEDED = COST.text - COST.mapped_for_text
 
 
 def test_what_cannot_fit_is_refused_with_the_arithmetic() -> None:
@@ -29,6 +30,16 @@ def test_a_limit_counts_like_memory_and_without_swap() -> None:
     refuse_unless_it_fits(COST, memory, None)
     with refused(RequestError, "0.00 GB of swap"):
         refuse_unless_it_fits(COST, memory, MemoryLimit(10**7, None))
+
+
+def test_weights_of_encoders_that_are_mapped_do_not_make_room_for_text() -> None:
+    """LiteRT maps weights; text alone needs all of the rest, whatever the encoders would take."""
+    parts = replace(COST.parts, decoder_weights=10**9, audio_weights=3 * 10**8, vision_weights=2 * 10**8)
+    mapped = replace(COST, parts=parts, mapped=10**9 + 5 * 10**8, loading=0)
+    rest = mapped.text - 10**9
+    refuse_unless_it_fits(mapped, Memory(10**12, rest, 0, 0), None)
+    with refused(RequestError, "memory"):
+        refuse_unless_it_fits(mapped, Memory(10**12, round(rest * TOLERANCE) - 2, 0, 0), None)
 
 
 def test_swap_counts_where_there_is_no_limit() -> None:

@@ -187,6 +187,7 @@ def test_a_template_that_knows_no_tools_is_told() -> None:
         ('{"a": [1]}', {"a": [1]}), ("[1, 2]", [1, 2]), ("3", 3), ("true", True), ('"a"', '"a"'),
         ("it rains", "it rains"),
         ("", ""), ("NaN", "NaN"), ("0123", "0123"), ("[" * 100_000, "[" * 100_000),
+        ("[" * 200 + "]" * 200, "[" * 200 + "]" * 200),
     ],
 )  # fmt: skip
 def test_what_came_back_is_json_or_text(text: str, value: Any) -> None:

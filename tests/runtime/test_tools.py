@@ -112,6 +112,17 @@ def test_a_name_that_is_none_is_refused(name: Any) -> None:
         ToolCall(name)
 
 
+def test_what_is_too_deep_or_wrong_within_a_choice_is_refused_in_one_sentence() -> None:
+    deep: dict[str, Any] = {"type": "object"}
+    for _ in range(300):
+        deep = {"type": "object", "properties": {"a": deep}}
+    with refused(RequestError, "within each other"):
+        Tool("go", parameters=deep)
+    for wrong in ({"type": "object", "properties": [1]}, {"type": "object", "required": 5}):
+        with refused(RequestError, "parameters"):
+            Tool("go", parameters={"type": "object", "properties": {"a": {"anyOf": [wrong]}}})
+
+
 def test_impossible_choices_are_refused() -> None:
     tools = (Tool("go"), Tool("stop"))
     assert ToolUse.of(tools, "go") == ToolUse(tools, "required", "go")
