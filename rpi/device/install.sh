@@ -261,6 +261,9 @@ make_environment() {
   PIP_CONFIG_FILE=/dev/null "$release/venv/bin/python" "$1/pip" --isolated --disable-pip-version-check --no-cache-dir --quiet install \
     --no-index --no-deps --only-binary :all: --require-hashes "$compile" --root-user-action ignore \
     --find-links wheels --requirement "requirements-python$version.txt"
+  # ai-edge-litert 2.3 looks at its library for graphics processors whatever it is told, and on a processor without dot
+  # products (Raspberry Pi 4) that library ends the program with SIGILL.
+  rm -f -- "$release"/venv/lib/python*/site-packages/ai_edge_litert/libLiteRtWebGpuAccelerator.so
 }
 
 make_release() {

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from cabochon.backend import EngineSettings
-from cabochon.errors import PackageError, missing_dependency
+from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.freed_memory import drop_file_pages, return_freed_memory
+from cabochon.machine import Processor, find_processor
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
@@ -36,8 +37,29 @@ except ImportError as error:
 LIBRARY = f"ai-edge-litert {ai_edge_litert.__version__}"
 
 
+GPU_LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRtWebGpuAccelerator.so"
+GPU_LIBRARY_NEEDS = frozenset({"asimdhp", "asimddp"})
+"""Features of Arm processors that it was compiled with, as /proc/cpuinfo calls them: half precision, dot products."""
+
+
+def refuse_fatal_library(processor: Processor, library: Path = GPU_LIBRARY) -> None:
+    """LiteRT 2.3 opens its library for graphics processors whatever its options say, and that library ends the program
+    with SIGILL on a processor with less than it was compiled for, such as a Raspberry Pi 4's.
+
+    Raises:
+        RequestError: it would.
+    """
+    lacks = GPU_LIBRARY_NEEDS - set(processor.features)
+    if processor.architecture.lower() in ("aarch64", "arm64") and processor.features and lacks and library.exists():
+        raise RequestError(
+            f"this processor lacks {', '.join(sorted(lacks))}, which {library} needs or else ends the program: "
+            "delete that file (it is for graphics processors only), or use the engine onnx."
+        )
+
+
 def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     """A graph of a package, ready to run; PackageError where LiteRT cannot load it."""
+    refuse_fatal_library(find_processor())
     path = package.path(graph.file)
     weights = _weight_cache(package, graph)
     cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=weights)

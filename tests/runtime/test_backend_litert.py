@@ -9,6 +9,7 @@ import fcntl
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from refusals import refused
 
 from cabochon.backend import LONGEST_RUN, EngineSettings
 from cabochon.backend_litert import LitertDecoder, open_litert_session
+from cabochon.backend_litert_models import refuse_fatal_library
 from cabochon.errors import PackageError, RequestError
+from cabochon.machine import ARM_FEATURES, Processor
 from cabochon.package import Package
 
 RUNS = ((4, 8), (1, 8), (1, 16), (4, 16), (8, 16), (16, 64), (1, 64))
@@ -353,6 +356,24 @@ def test_where_weights_cannot_be_kept_it_only_costs_time(
     Chat(open_decoder(package)).run(0, 3)
     if place == "a read-only folder":
         assert not list((base / "cabochon" / "xnnpack").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("features", "architecture", "there", "refuses"),
+    [
+        (("asimd",), "aarch64", True, True), (("asimd",), "aarch64", False, False), (("asimd",), "x86_64", True, False),
+        (("asimd", "asimdhp", "asimddp"), "aarch64", True, False), ((), "arm64", True, False),
+    ],
+)  # fmt: skip
+def test_a_library_that_would_end_the_program_is_refused_before(
+    tmp_path: Path, features: tuple[str, ...], architecture: str, there: bool, refuses: bool
+) -> None:
+    library = tmp_path / "library.so"
+    if there:
+        library.write_bytes(b"")
+    processor = Processor("Cortex-A72", architecture, features, ARM_FEATURES, 4, 4)
+    with refused(RequestError, "asimddp", "library.so", "delete") if refuses else nullcontext():
+        refuse_fatal_library(processor, library)
 
 
 def test_one_process_at_a_time_makes_the_file_of_sorted_weights(
