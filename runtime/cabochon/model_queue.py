@@ -124,8 +124,9 @@ class Job(Generic[Item]):
         self._cancelled = threading.Event()
         self._closing = closing
         self._deadline = self._loop.time() + time_limit
+        self._done = done
         future = thread.submit(self._work, make)
-        future.add_done_callback(lambda _: self._call(done))
+        future.add_done_callback(lambda ended: self._call(done) if ended.cancelled() else None)
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return self._iterate()
@@ -160,6 +161,8 @@ class Job(Generic[Item]):
         except BaseException as error:  # whatever it is belongs to whoever waits for the answer
             self._call(self._items.put_nowait, _Failure(error))
         finally:
+            # In this order: whoever has the whole answer and asks again at once finds the place free.
+            self._call(self._done)
             self._call(self._items.put_nowait, _END)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
