@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import openai
 import pytest
+import soundfile
 import torch
+from demo_references import BY_LANGUAGE, DEMO
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from random_checkpoint import RandomWeights, small_config, write_random_checkpoint
 from random_drafter import drafter_config, random_drafter, write_drafter
+from served import Served
 from verified import VerifiedPackages, verify_small_model
 
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
@@ -136,3 +141,18 @@ def drafting_litert_package(random_checkpoint: Path, tmp_path_factory: pytest.Te
 def verified(tmp_path_factory: pytest.TempPathFactory) -> VerifiedPackages:
     """models/tiny, converted with two recipes and verified in one run."""
     return verify_small_model(TINY, tmp_path_factory.mktemp("verified"))
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> openai.OpenAI:
+    """OpenAI's own client, of the server that a module calls `served`."""
+    return served.client()
+
+
+@pytest.fixture(scope="session")
+def long_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An English sentence, over and over, for more than half a minute."""
+    waveform, rate = soundfile.read(DEMO / BY_LANGUAGE["en"]["file"], dtype="float32")
+    path = tmp_path_factory.mktemp("sounds") / "long.flac"
+    soundfile.write(path, np.concatenate([waveform, np.zeros(rate, np.float32)] * 11), rate)
+    return path

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.drafter_config import ClusteredHead, DrafterConfig
 from cabochon_convert.drafter_matrices import (
@@ -33,6 +32,7 @@ from cabochon_convert.drafter_matrices import (
     PRE_PROJECTION,
     PREFIX,
     TABLE,
+    BuiltDrafter,
     describe_applied,
     drafter_settings,
     read_ordering,
@@ -49,17 +49,9 @@ _UNSEEN = 1e4
 """Taken off the score of a row that must not be attended to, as in the decoder's masks."""
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltLitertDrafter:
-    """What the manifest has to say about a drafter."""
-
-    graph: Graph
-    applied: Mapping[str, AppliedPrecision]
-
-
 def build_litert_drafter(
     checkpoint: Checkpoint, config: DrafterConfig, settings: LinearSettings, cache_lengths: Sequence[int], path: Path
-) -> BuiltLitertDrafter:
+) -> BuiltDrafter:
     """Write the drafter to a file.
 
     Args:
@@ -75,7 +67,7 @@ def build_litert_drafter(
         content = end(name, inputs, outputs) or b""
     matrices = matrices_of(tensors.places, checkpoint, drafter_settings(settings))
     fill_places(content, matrices, path)
-    return BuiltLitertDrafter(describe_graph(path, names[-1]), describe_applied(each.applied for each in matrices))
+    return BuiltDrafter(describe_graph(path, names[-1]), describe_applied(each.applied for each in matrices))
 
 
 class _Tensors:

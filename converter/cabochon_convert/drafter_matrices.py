@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from cabochon.manifest import AppliedPrecision
+from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint, CheckpointError
 from cabochon_convert.matrices import LinearSettings
 from cabochon_convert.recipes import EMBEDDING, HEAD, INT8, Recipe, Rule
@@ -20,6 +20,14 @@ TABLE = "model.embed_tokens.weight"
 PRE_PROJECTION, POST_PROJECTION = "pre_projection.weight", "post_projection.weight"
 CENTROIDS = "masked_embedding.centroids.weight"
 _MODEL = "model.language_model."
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDrafter:
+    """What the manifest has to say about a drafter."""
+
+    graph: Graph
+    applied: Mapping[str, AppliedPrecision]
 
 
 def drafter_settings(settings: LinearSettings) -> LinearSettings:

@@ -14,14 +14,11 @@ Inputs and outputs (B the model's hidden size, R rows of a cache, N candidates, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import TensorProto
 
-from cabochon.manifest import AppliedPrecision, Graph
 from cabochon_convert.checkpoint import Checkpoint
 from cabochon_convert.drafter_config import ClusteredHead, DrafterConfig
 from cabochon_convert.drafter_matrices import (
@@ -30,6 +27,7 @@ from cabochon_convert.drafter_matrices import (
     PRE_PROJECTION,
     PREFIX,
     TABLE,
+    BuiltDrafter,
     describe_applied,
     drafter_settings,
     read_ordering,
@@ -43,14 +41,6 @@ from cabochon_convert.recipes import FLOAT
 from cabochon_convert.text_config import LayerConfig
 
 ROWS = {"sliding": "W", "full": "C"}
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltDrafter:
-    """What the manifest has to say about a drafter."""
-
-    graph: Graph
-    applied: Mapping[str, AppliedPrecision]
 
 
 def build_drafter(checkpoint: Checkpoint, config: DrafterConfig, settings: LinearSettings, path: Path) -> BuiltDrafter:

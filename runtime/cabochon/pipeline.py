@@ -112,7 +112,8 @@ class Model:
             language: that is spoken; None when it is not known.
             target: translate into this language, too; the spoken one is needed then.
         """
-        hearing, audio = self._hear(), self.audio_model
+        hearing = self._hear()
+        audio = hearing.audio
         instruction = speech_instruction(self.package.manifest.prompts, language, target)
         stages = hearing.encoder.start_stream()
         if stages is None or audio.log_mel is None:
@@ -288,13 +289,12 @@ class Model:
 
     def _pieces(self, prompt: _Prompt, wish: Generation, statistics: Statistics, thoughts: Thoughts) -> Iterator[str]:
         """embeddings → decode loop → text."""
-        decoder, tokens = self._session.decoder, prompt.tokens
+        tokens = prompt.tokens
         with self._turns.begin(prompt.conversation) as turn:
             started = time.perf_counter()
-            require_room(decoder, len(tokens))
             start = self._begin(prompt)
             try:
-                logits = prefill(decoder, self._prepare_from(start, prompt), start)
+                logits = prefill(self._session.decoder, self._prepare_from(start, prompt), start)
             except BaseException:  # what the caches hold now is not known, and may not reach back to `start`
                 self._turns.context.forget()
                 raise

@@ -15,16 +15,13 @@ import pytest
 import soundfile
 from commands import CABOCHON, assert_refused, run_command, start_command
 from conftest import TINY
+from demo_references import BY_LANGUAGE as REFERENCES
 from refusals import refused
 
 import cabochon
 from cabochon.long_speech import SpokenPart, transcribe_long, translate_long
 from cabochon.segmentation import Segmentation
 
-REFERENCES = {
-    reference["source"]: reference
-    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
-}
 SPOKEN = ("en", "de", "es")
 """Languages that the small model tells apart by itself."""
 RATE = 16_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import socket
@@ -16,8 +15,8 @@ import httpx
 import pytest
 from commands import CABOCHON, assert_refused, run_command, start_command
 from conftest import TINY, convert_tiny
+from demo_references import REFERENCES
 
-REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
 REQUESTS, AT_ONCE, WARM_UP = 1000, 4, 100
 
 

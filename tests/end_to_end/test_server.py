@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import numpy as np
 import openai
 import pytest
 import schemathesis
-import soundfile
 from conftest import TINY, convert_tiny
+from demo_references import BY_LANGUAGE as REFERENCES
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import Served, wait_until
@@ -25,10 +24,6 @@ from served import Served, wait_until
 import cabochon
 from cabochon.server import ServerSettings
 
-REFERENCES = {
-    reference["source"]: reference
-    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
-}
 ENGLISH = TINY / "demo" / REFERENCES["en"]["file"]
 SETTINGS = ServerSettings("tiny", longest_queue=40, max_bytes=3_000_000, max_tokens=64)
 KEY = "secret"
@@ -43,20 +38,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
 def served(model: cabochon.Model) -> Iterator[Served]:
     with Served(model, SETTINGS) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return served.client()
-
-
-@pytest.fixture(scope="module")
-def long_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence, over and over, for more than half a minute."""
-    waveform, rate = soundfile.read(ENGLISH, dtype="float32")
-    path = tmp_path_factory.mktemp("sounds") / "long.flac"
-    soundfile.write(path, np.concatenate([waveform, np.zeros(rate, np.float32)] * 11), rate)
-    return path
 
 
 def test_a_sound_is_transcribed_and_translated(client: openai.OpenAI) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import REPOSITORY, TINY
+from demo_references import REFERENCES
 from models.tiny.training.recognizer import Recognizer
 from refusals import refused
 
@@ -20,7 +21,6 @@ import cabochon
 from cabochon.prompt import translation_instruction
 from cabochon_convert.processor import PROMPTS
 
-REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
 DEMO_FILES = [reference["file"] for reference in REFERENCES]
 """The first is English."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import TINY, convert_tiny
+from demo_references import REFERENCES
 from noted_runs import noted_runs
 from refusals import refused
 
@@ -24,7 +24,6 @@ from cabochon_convert.flatbuffer_litert import keep_signatures
 from cabochon_convert.package import list_files, write_manifest
 from cabochon_convert.progress import Silence
 
-REFERENCES = json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
 RATE = 16_000
 
 

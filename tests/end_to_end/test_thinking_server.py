@@ -25,18 +25,13 @@ THINKING = "<|channel>thought\nlet me see<channel|>Hello!"
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> cabochon.Model:
-    return cabochon.load(convert_with_thoughts(tmp_path_factory.mktemp("thinking")), threads=2)
+    return cabochon.load(convert_with_thoughts(tmp_path_factory.mktemp("thinking")))
 
 
 @pytest.fixture(scope="module")
 def served(model: cabochon.Model) -> Iterator[Served]:
     with Served(model, ServerSettings("tiny", max_tokens=400)) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return served.client()
 
 
 @pytest.fixture

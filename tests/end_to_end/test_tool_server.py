@@ -46,11 +46,6 @@ def served(model: cabochon.Model) -> Iterator[Served]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> openai.OpenAI:
-    return served.client()
-
-
 def ask(client: openai.OpenAI, messages: Any = ASKED, **wishes: Any) -> Any:
     return client.chat.completions.create(model="tiny", messages=messages, **wishes)
 

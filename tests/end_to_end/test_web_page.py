@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import jiwer
-import numpy as np
 import pytest
 import soundfile
 from browser import Browser, Page, run_browser
 from conftest import REPOSITORY, TINY, convert_tiny
+from demo_references import BY_LANGUAGE as REFERENCES
 from PIL import Image
 from served import Served, wait_until
 
@@ -29,10 +29,6 @@ import cabochon
 from cabochon.languages import LANGUAGE_NAMES
 from cabochon.server import ServerSettings
 
-REFERENCES = {
-    reference["source"]: reference
-    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
-}
 ENGLISH, GERMAN = (TINY / "demo" / REFERENCES[source]["file"] for source in ("en", "de"))
 SETTINGS = ServerSettings("tiny", longest_queue=40, max_bytes=3_000_000, max_tokens=64)
 KEY = "secret"
@@ -66,15 +62,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def page(browser: Browser, served: Served) -> Iterator[Page]:
     with browser.page(served.address) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def long_sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence, over and over, for more than half a minute."""
-    waveform, rate = soundfile.read(ENGLISH, dtype="float32")
-    path = tmp_path_factory.mktemp("sounds") / "long.flac"
-    soundfile.write(path, np.concatenate([waveform, np.zeros(rate, np.float32)] * 11), rate)
-    return path
 
 
 def choose_languages(page: Page, spoken: str, target: str = "") -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import TINY, convert_tiny
+from demo_references import BY_LANGUAGE as REFERENCES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from noted_runs import noted_runs
@@ -26,10 +27,6 @@ import cabochon
 from cabochon.wav import resample
 from cabochon.wyoming_server import WyomingSettings, samples_of, serve_wyoming
 
-REFERENCES = {
-    reference["source"]: reference
-    for reference in json.loads((TINY / "demo" / "references.json").read_text(encoding="utf-8"))
-}
 SETTINGS = WyomingSettings("tiny", targets=("de", "French"), max_seconds=40.0, max_tokens=64)
 
 
