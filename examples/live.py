@@ -12,10 +12,9 @@ from pathlib import Path
 
 import cabochon
 from cabochon.live_speech import Confirmed, Lost, Pending, listen
+from cabochon.long_speech import start_segmenter
 from cabochon.microphone import FileSource, Recording, open_microphone
-from cabochon.segmentation import Segmentation, Segmenter
 from cabochon.speech_task import SpeechTask
-from cabochon.voice_activity import SileroDetector
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
     model = cabochon.load(arguments.package)
     task = SpeechTask(model, arguments.source, arguments.target)
     audio = model.audio_model
-    segmenter = Segmenter(SileroDetector(audio.sample_rate), audio.sample_rate, audio.max_samples, Segmentation())
+    segmenter = start_segmenter(audio)
     source = FileSource(arguments.file, audio.sample_rate) if arguments.file else open_microphone(audio.sample_rate)
     with Recording(source, audio.sample_rate) as recording:
         for event in listen(recording, segmenter, task.question(), audio.sample_rate):
