@@ -312,7 +312,8 @@ def _load(path: Path, settings: EngineSettings) -> Any:
     # of 32: 1.4 to 4 times the error. Measured with onnxruntime 1.31; to be measured again with a newer one.
     options.add_session_config_entry("mlas.disable_kleidiai", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with placed_threads(pinned=settings.pinned):
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises one class per status code, all directly below Exception
         raise PackageError(f"onnxruntime cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
 
