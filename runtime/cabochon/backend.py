@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from cabochon.arrays import CacheArray, Float32Array
 from cabochon.errors import RequestError
 from cabochon.manifest import KeyValueCache
+from cabochon.thread_placement import choose_thread_count
 
 LONGEST_RUN = 512
 """Positions that one run takes at most: bounds the memory of activations and of sliding caches, and more are not faster

@@ -20,6 +20,7 @@ from cabochon.machine import Processor, find_processor
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
+from cabochon.thread_placement import placed_threads
 
 try:
     import fcntl
