@@ -26,6 +26,7 @@ SOUND, LANGUAGE, TARGET = HOME / "demo/german_unseen_voice.wav", "de", "en"
 EXPOSURE = 30
 """Ten times the most that `systemd-analyze security` may say."""
 PORT = 10300
+ALSA_SETTINGS = Path("/root/.asoundrc")
 # Where nobody is kept waiting: an emulated program takes a hundred times as long.
 PATIENCE = 400.0
 
@@ -133,7 +134,7 @@ def microphone() -> str:
     threading.Thread(target=speak, args=(pipe, silence[:16000] + spoken + 600 * silence), daemon=True).start()
     device = f'{{ type file; slave.pcm "null"; file "/dev/null"; infile "{pipe}"; format "raw" }}'
     slave = 'pcm "spoken" format S16_LE rate 16000 channels 1'
-    Path("/root/.asoundrc").write_text(f"pcm.spoken {device}\npcm.!default {{ type plug; slave {{ {slave} }} }}\n")
+    ALSA_SETTINGS.write_text(f"pcm.spoken {device}\npcm.!default {{ type plug; slave {{ {slave} }} }}\n")
     command = [CABOCHON, "listen", str(models()[-1]), "--from", LANGUAGE, "--to", TARGET, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         guard = signal.signal(signal.SIGALRM, lambda *_: process.kill())
@@ -197,6 +198,8 @@ def main(names: list[str]) -> int:
     """Run steps by name."""
     # What maintainer scripts would have done.
     subprocess.run(["/sbin/ldconfig"], check=True)
+    # An earlier run's microphone, into which nobody speaks any more: whoever opens it would wait for ever.
+    ALSA_SETTINGS.unlink(missing_ok=True)
     for name in names:
         started = time.monotonic()
         try:
