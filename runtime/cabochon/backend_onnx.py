@@ -24,9 +24,11 @@ from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import DrafterModel, Engine, KeyValueCache, TextModel
 from cabochon.package import Package
 from cabochon.sliding_cache import SlidingCaches, sliding_capacity
+from cabochon.telemetry import refuse_telemetry
 from cabochon.thread_placement import placed_threads
 from cabochon.vision_model import VisionModel
 
+refuse_telemetry()
 try:
     import onnxruntime
 except ImportError:
