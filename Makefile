@@ -10,7 +10,7 @@ SET_UP = pyproject.toml constraints.txt
 BROWSERS = chromium chromium-browser google-chrome
 
 .PHONY: setup browser demo android-assets test-android android-apk test test-rpi test-rpi-full test-fullsize bench-fullsize \
-	fidelity lint fmt bench clean
+	fidelity docs lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -105,6 +105,10 @@ test-android: android-assets
 # An APK to sideload, of the same sources, without an engine: see android_demo/README.md.
 android-apk: android-assets
 	$(VENV)/bin/python android_demo/build_without_gradle.py apk
+
+# The picture of the architecture, from the imports in the code and the tables of CONTRIBUTING.md.
+docs:
+	$(PYTHON) docs/draw_imports.py
 
 lint: $(VENV)/test.stamp
 	$(VENV)/bin/ruff format --check .

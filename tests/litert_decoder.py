@@ -16,15 +16,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from litert_graphs import FLOAT, INTEGER, OPERATORS, OPTIONS, GivenMatrix, add_layer, add_place
 
-from cabochon.manifest import (
-    EmbeddingTable,
-    Engine,
-    FileRecord,
-    KeyValueCache,
-    RowRegion,
-    TextModel,
-    manifest_from_text,
-)
+from cabochon.manifest import EmbeddingTable, Engine, FileRecord, KeyValueCache, RowRegion, TextModel
+from cabochon.manifest_file import manifest_from_text
 from cabochon.package import Package
 from cabochon_convert.flatbuffer_litert import describe_graph, fill_places
 from cabochon_convert.graph_writer_litert import GraphWriter

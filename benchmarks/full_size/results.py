@@ -12,7 +12,7 @@ from statistics import median
 import onnx
 from prepare import REPOSITORY
 
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 
 E2B_CONFIG = REPOSITORY / "tests" / "configs" / "e2b.json"
 

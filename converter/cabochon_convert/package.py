@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cabochon.errors import CabochonError
-from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest, manifest_to_text
+from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest
+from cabochon.manifest_file import manifest_to_text
 from cabochon.package import hash_file
 
 REPORT_NAME = "report.json"

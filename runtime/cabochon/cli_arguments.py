@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import cabochon
@@ -52,6 +52,12 @@ def add_drafts(parser: argparse.ArgumentParser) -> None:
         metavar="N|auto|0",
         help="tokens that a drafter guesses at a time, if the package has one (default: auto, which measures)",
     )
+
+
+def add_reporting(parser: argparse.ArgumentParser) -> None:
+    """What is told of an answer beside its text."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
+    parser.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
 
 
 def count(text: str) -> int:
@@ -129,12 +135,26 @@ def statistics_facts(statistics: Statistics, model: Model, load_seconds: float) 
     }
 
 
+def print_statistics(lines: Mapping[str, str]) -> None:
+    """Values by what they are, to standard error."""
+    for name, value in lines.items():
+        print(f"{name:7} {value}", file=sys.stderr)
+
+
+def decoding_lines(statistics: Statistics) -> dict[str, str]:
+    """What `--statistics` tells of any answer."""
+    return {
+        "prompt": f"{statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s",
+        "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
+    }
+
+
 def print_drafts(model: Model) -> None:
     """What the drafts of all answers that the command asked for were worth; nothing without a drafter."""
     spent = model.spent
     if spent.drafts is not None:
         speed_up = f", {spent.draft_speed_up:.2f} times as fast" if spent.draft_speed_up else ""
-        print(f"drafts  {spent.drafts.accepted} of {spent.drafts.drafted} accepted{speed_up}", file=sys.stderr)
+        print_statistics({"drafts": f"{spent.drafts.accepted} of {spent.drafts.drafted} accepted{speed_up}"})
 
 
 def print_answer(answer: Answer) -> None:

@@ -73,9 +73,9 @@ class HeardParts:
 
     @property
     def statistics(self) -> str:
-        """A line about them."""
+        """What `--statistics` tells of them."""
         factor = self.spent / self.seconds if self.seconds else 0.0
-        return f"audio   {self.seconds:.1f} s in {self.spent:.1f} s, real-time factor {factor:.3f}"
+        return f"{self.seconds:.1f} s in {self.spent:.1f} s, real-time factor {factor:.3f}"
 
 
 def hear_parts(

@@ -20,10 +20,13 @@ from typing import Any
 from cabochon.answer import Answer, Statistics, Translation
 from cabochon.cli_arguments import (
     add_model_arguments,
+    add_reporting,
+    decoding_lines,
     load_model,
     note_cut,
     print_answer,
     print_drafts,
+    print_statistics,
     statistics_facts,
 )
 from cabochon.cli_long_speech import (
@@ -37,13 +40,12 @@ from cabochon.cli_long_speech import (
 )
 from cabochon.errors import AudioError, RequestError
 from cabochon.live_speech import Confirmed, Lost, Pending, Question, listen
-from cabochon.long_speech import LongSpeech, SpokenPart, transcribe_long, translate_long
+from cabochon.long_speech import LongSpeech, SpokenPart, start_segmenter, transcribe_long, translate_long
 from cabochon.microphone import FileSource, Recording, open_microphone
 from cabochon.pipeline import Model
-from cabochon.segmentation import Segmentation, Segmenter
+from cabochon.segmentation import Segmentation
 from cabochon.speech_task import SpeechTask
 from cabochon.transcript import clock, transcript_format
-from cabochon.voice_activity import SileroDetector
 from cabochon.wav import SoundFile
 
 
@@ -54,7 +56,7 @@ def add_speech_commands(commands: Any) -> None:
     transcribe.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
     transcribe.add_argument("--language", help="spoken language, e.g. English or en (default: the model finds out)")
     add_length(transcribe)
-    _add_output(transcribe)
+    add_reporting(transcribe)
 
     translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
     add_model_arguments(translate, _translate)
@@ -64,7 +66,7 @@ def add_speech_commands(commands: Any) -> None:
     )
     translate.add_argument("--target", "--to", required=True, metavar="LANGUAGE", help="wanted language, e.g. German")
     add_length(translate)
-    _add_output(translate)
+    add_reporting(translate)
 
     live = commands.add_parser("listen", help="write down what is said into the microphone, and translate it")
     add_model_arguments(live, _listen)
@@ -79,11 +81,6 @@ def add_speech_commands(commands: Any) -> None:
     live.add_argument("--no-guesses", action="store_true", help="show nothing before a part has ended")
     live.add_argument("--json", action="store_true", help="print a JSON object for each part")
     add_segmentation(live)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    parser.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
 
 
 def _transcribe(arguments: argparse.Namespace) -> None:
@@ -125,7 +122,7 @@ def _listen(arguments: argparse.Namespace) -> None:
     model, _ = load_model(arguments)
     audio, question = model.audio_model, _question(model, arguments)
     rate = audio.sample_rate
-    segmenter = Segmenter(SileroDetector(rate), rate, audio.max_samples, segmentation)
+    segmenter = start_segmenter(audio, segmentation)
     source = FileSource(arguments.input, rate) if arguments.input else open_microphone(rate, arguments.device)
     shows_guesses = sys.stdout.isatty() and not arguments.json
     with Recording(source, rate) as recording, _stopped_by_interrupt(recording):
@@ -216,8 +213,7 @@ def _go_through(
         print("note: nobody speaks in the sound.", file=sys.stderr)
     note_parts(heard.parts, arguments)
     if arguments.statistics:
-        print(f"load    {load_seconds:.2f} s", file=sys.stderr)
-        print(heard.statistics, file=sys.stderr)
+        print_statistics({"load": f"{load_seconds:.2f} s", "audio": heard.statistics})
         print_drafts(model)
 
 
@@ -250,12 +246,11 @@ def _show(
 
 
 def _print_statistics(statistics: Statistics, load_seconds: float) -> None:
-    lines = {
-        "load": f"{load_seconds:.2f} s",
-        "audio": f"{statistics.audio_seconds:.2f} s, encoded in {statistics.encode_seconds:.3f} s",
-        "prompt": f"{statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s",
-        "answer": f"{statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s",
-        "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
-    }
-    for name, value in lines.items():
-        print(f"{name:7} {value}", file=sys.stderr)
+    print_statistics(
+        {
+            "load": f"{load_seconds:.2f} s",
+            "audio": f"{statistics.audio_seconds:.2f} s, encoded in {statistics.encode_seconds:.3f} s",
+            **decoding_lines(statistics),
+            "speed": f"{statistics.tokens_per_second:.1f} tokens/s, real-time factor {statistics.real_time_factor:.3f}",
+        }
+    )

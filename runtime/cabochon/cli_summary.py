@@ -16,10 +16,13 @@ from typing import Any
 from cabochon.answer import Answer
 from cabochon.cli_arguments import (
     add_model_arguments,
+    add_reporting,
+    decoding_lines,
     load_model,
     note_cut,
     print_answer,
     print_drafts,
+    print_statistics,
     statistics_facts,
 )
 from cabochon.cli_long_speech import (
@@ -58,8 +61,7 @@ def add_summary_command(commands: Any) -> None:
         help="language of the answer (default: that of your request; of a summary, the spoken one)",
     )  # fmt: skip
     add_length(summarize)
-    summarize.add_argument("--json", action="store_true", help="print one JSON object instead of streaming text")
-    summarize.add_argument("--statistics", action="store_true", help="print times and speeds to standard error")
+    add_reporting(summarize)
 
 
 def _summarize(arguments: argparse.Namespace) -> None:
@@ -143,10 +145,10 @@ def _write(output: Path, beside: Path | None, parts: list[SpokenPart], summary: 
 
 
 def _print_statistics(answer: Answer, heard: HeardParts, load_seconds: float, note_seconds: float) -> None:
-    statistics = answer.statistics
-    print(f"load    {load_seconds:.2f} s", file=sys.stderr)
-    if heard.spent:
-        print(heard.statistics, file=sys.stderr)
-    print(f"notes   {note_seconds:.2f} s", file=sys.stderr)
-    print(f"prompt  {statistics.prompt_positions} positions in {statistics.prefill_seconds:.3f} s", file=sys.stderr)
-    print(f"answer  {statistics.new_tokens} tokens in {statistics.decode_seconds:.3f} s", file=sys.stderr)
+    audio = {"audio": heard.statistics} if heard.spent else {}
+    print_statistics(
+        {"load": f"{load_seconds:.2f} s"}
+        | audio
+        | {"notes": f"{note_seconds:.2f} s"}
+        | decoding_lines(answer.statistics)
+    )

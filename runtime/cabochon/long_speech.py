@@ -15,7 +15,7 @@ from cabochon.hearing import SoundSource, check_waveform
 from cabochon.pipeline import Model
 from cabochon.prompt import transcription_instruction, translation_instruction
 from cabochon.segmentation import Segment, Segmentation, Segmenter
-from cabochon.voice_activity import SileroDetector, VoiceDetector
+from cabochon.voice_activity import SileroDetector
 from cabochon.wav import SoundFile
 
 _BLOCK_SAMPLES = 160_000
@@ -121,26 +121,20 @@ def translate_long(
     return _understand(model, sound, hear, segmentation, start)
 
 
-def segments_of(
-    blocks: Iterable[Float32Array],
-    audio: AudioModel,
-    segmentation: Segmentation,
-    detector: VoiceDetector,
-    start: int = 0,
-) -> Iterator[Segment]:
-    """Cut a sound that comes block by block.
+def start_segmenter(audio: AudioModel, segmentation: Segmentation | None = None, start: int = 0) -> Segmenter:
+    """What cuts the speech that a model is to hear, with a voice detector of its own.
 
     Args:
-        blocks: float32 [samples] at the model's sample rate.
         audio: what the model hears.
         segmentation: where to cut.
-        detector: says where somebody speaks.
-        start: sample of the sound at which the first block begins.
+        start: sample of the sound at which it begins to hear.
+
+    Raises:
+        RequestError: the model's sample rate is none that the detector takes.
+        MissingDependencyError: the voice detector is not installed.
     """
-    segmenter = Segmenter(detector, audio.sample_rate, audio.max_samples, segmentation, start)
-    for block in blocks:
-        yield from segmenter.push(block)
-    yield from segmenter.finish()
+    detector = SileroDetector(audio.sample_rate)
+    return Segmenter(detector, audio.sample_rate, audio.max_samples, segmentation or Segmentation(), start)
 
 
 def _understand(
@@ -152,8 +146,7 @@ def _understand(
 ) -> LongSpeech:
     audio = model.audio_model
     rate, first = audio.sample_rate, round(start * audio.sample_rate)
-    segmentation = segmentation or Segmentation()
-    detector = SileroDetector(rate)
+    segmenter = start_segmenter(audio, segmentation, first)
     if isinstance(sound, str | os.PathLike):
         file = SoundFile(Path(sound), rate)
         blocks, seconds, note = file.blocks(first), file.seconds, file.note
@@ -161,4 +154,10 @@ def _understand(
         waveform = check_waveform(sound)
         blocks = (waveform[at : at + _BLOCK_SAMPLES] for at in range(first, len(waveform), _BLOCK_SAMPLES))
         seconds, note = len(waveform) / rate, ""
-    return LongSpeech(segments_of(blocks, audio, segmentation, detector, first), hear, rate, seconds, note)
+    return LongSpeech(_segments(blocks, segmenter), hear, rate, seconds, note)
+
+
+def _segments(blocks: Iterable[Float32Array], segmenter: Segmenter) -> Iterator[Segment]:
+    for block in blocks:
+        yield from segmenter.push(block)
+    yield from segmenter.finish()

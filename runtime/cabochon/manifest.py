@@ -1,26 +1,20 @@
 """The package manifest: every fact that the runtime, a Raspberry Pi or an Android app needs to run a converted model.
 
-`manifest.json` is the only contract between the converter and whatever runs the model. It is read strictly: an unknown
-format version, an unknown or missing key and an impossible value are each refused in one sentence.
+`manifest.json` is the only contract between the converter and whatever runs the model; `manifest_file.py` reads and
+writes it. Every part refuses impossible values with a ValueError, whose message is half a sentence.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from cabochon.audio_model import AudioModel
-from cabochon.errors import PackageError
-from cabochon.json_dataclass import from_json
 from cabochon.vision_model import VisionModel
 
 FORMAT_VERSION = 4
 MANIFEST_NAME = "manifest.json"
-# A manifest of E4B is about 100 KB; anything far larger is not a manifest.
-MAX_MANIFEST_BYTES = 16 * 1024 * 1024
 
 TABLE_STORAGE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4, "int2": 2}
 """How an embedding table may be stored, and bits of one value."""
@@ -392,59 +386,3 @@ def is_safe_path(path: str) -> bool:
     parts = PurePosixPath(path).parts
     plain = "\\" not in path and ":" not in path and path.isprintable() and not path.startswith("/")
     return plain and len(parts) > 0 and ".." not in parts and str(PurePosixPath(path)) == path and path != MANIFEST_NAME
-
-
-def manifest_to_text(manifest: Manifest) -> str:
-    """The manifest as the JSON text of manifest.json."""
-    value = asdict(manifest)
-    for engine in value["engines"].values():
-        # So that packages without one stay readable for the cabochon before drafters.
-        if engine["drafter"] is None:
-            del engine["drafter"]
-        for cache in engine["caches"]:
-            if cache["storage"] == "float32":  # likewise before integer caches
-                for key in ("storage", "more_present_keys", "more_present_values"):
-                    del cache[key]
-    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def manifest_from_text(text: str, where: str) -> Manifest:
-    """Read the JSON text of a manifest; `where` names it in errors.
-
-    Raises:
-        PackageError: the text is not JSON, is of another format version, or a key or value is wrong.
-    """
-    try:
-        value: Any = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise PackageError(f"{where} is not valid JSON ({error}): convert the checkpoint again.") from None
-    version = value.get("format_version") if isinstance(value, dict) else None
-    if version is None:
-        raise PackageError(f"{where} has no format_version: it is not a cabochon manifest.")
-    if version != FORMAT_VERSION or type(version) is not int:
-        raise PackageError(
-            f"{where} has format version {version!r}, this cabochon reads version {FORMAT_VERSION}: "
-            "convert the checkpoint again or install the cabochon that wrote it."
-        )
-    try:
-        manifest = from_json(Manifest, value)
-        _require(len(manifest.engines) > 0, "no engine is listed")
-    except ValueError as error:
-        raise PackageError(f"{where} is not usable ({error}): convert the checkpoint again.") from None
-    return manifest
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read `manifest.json` of a package folder; PackageError when it is missing or wrong."""
-    path = folder / MANIFEST_NAME
-    if not folder.is_dir():
-        raise PackageError(f"{folder} is not a folder: expected a package that cabochon-convert wrote.")
-    if not path.is_file():
-        raise PackageError(f"{folder} has no {MANIFEST_NAME}: expected a package that cabochon-convert wrote.")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise PackageError(f"{path} is {path.stat().st_size} bytes long, too long for a manifest.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise PackageError(f"{path} is not UTF-8 text: convert the checkpoint again.") from None
-    return manifest_from_text(text, str(path))

@@ -16,7 +16,7 @@ from cabochon.memory_cost import MemoryCost, compute_memory_cost
 ANYWAY_VARIABLE = "CABOCHON_LOAD_ANYWAY"
 """Set to anything in the environment, it loads whatever the arithmetic says."""
 TOLERANCE = 0.9
-"""Of what was computed, which was up to 6 % more than measured (README): only what surely does not fit is refused."""
+"""Of what was computed, up to 6 % more than measured (docs/running.md): only what surely does not fit is refused."""
 
 
 def require_memory(manifest: Manifest, engine: str, context_length: int) -> None:

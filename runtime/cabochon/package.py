@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.errors import PackageError
-from cabochon.manifest import FileRecord, Manifest, read_manifest
+from cabochon.manifest import FileRecord, Manifest
+from cabochon.manifest_file import read_manifest
 
 CHUNK_BYTES = 1 << 20
 

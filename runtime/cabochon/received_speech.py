@@ -9,11 +9,9 @@ import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.live_speech import LiveSpeech
-from cabochon.long_speech import SpokenPart
+from cabochon.long_speech import SpokenPart, start_segmenter
 from cabochon.model_queue import ModelQueue
-from cabochon.segmentation import Segmentation, Segmenter
 from cabochon.speech_task import SpeechTask
-from cabochon.voice_activity import SileroDetector
 
 
 class ReceivedSpeech:
@@ -29,8 +27,7 @@ class ReceivedSpeech:
         """
         self.task = task
         audio = task.model.audio_model
-        segmenter = Segmenter(SileroDetector(audio.sample_rate), audio.sample_rate, audio.max_samples, Segmentation())
-        self._live = LiveSpeech(segmenter, task.question(), audio.sample_rate)
+        self._live = LiveSpeech(start_segmenter(audio), task.question(), audio.sample_rate)
         self._place = queue.open()
         self._waiting: list[Float32Array] = []
         self._changed = asyncio.Event()

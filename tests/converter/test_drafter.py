@@ -15,7 +15,7 @@ from refusals import refused
 import cabochon
 from cabochon.engines import ENGINES
 from cabochon.errors import RequestError
-from cabochon.manifest import manifest_from_text, manifest_to_text
+from cabochon.manifest_file import manifest_from_text, manifest_to_text
 from cabochon.package import open_package
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.config import read_config

@@ -13,7 +13,7 @@ from conftest import TINY
 from random_checkpoint import RandomWeights, small_config, tensor_shapes, write_random_checkpoint
 from refusals import refused
 
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 from cabochon.vision_model import VisionModel
 from cabochon_convert.checkpoint import CheckpointError
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint

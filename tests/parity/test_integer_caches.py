@@ -16,7 +16,7 @@ from refusals import refused
 import cabochon
 from cabochon.backend import Decoder, EngineSettings
 from cabochon.engines import open_session
-from cabochon.manifest import manifest_from_text, manifest_to_text
+from cabochon.manifest_file import manifest_from_text, manifest_to_text
 from cabochon.memory_cost import compute_memory_cost
 from cabochon.package import Package, open_package
 from cabochon_convert.checkpoint import CheckpointError

@@ -32,7 +32,7 @@ from cabochon.backend_litert_encoders import LitertVisionEncoder
 from cabochon.embedder import open_embedder
 from cabochon.engines import open_vision_encoder
 from cabochon.errors import PackageError, RequestError
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 from cabochon.package import Package, open_package
 from cabochon.vision_model import VisionModel
 from cabochon_convert.bundle_litertlm import write_litertlm

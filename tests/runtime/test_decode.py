@@ -15,7 +15,7 @@ from cabochon.backend import LONGEST_RUN
 from cabochon.decode import decode, prefill
 from cabochon.embedder import Embedder, PromptEmbeddings
 from cabochon.errors import RequestError
-from cabochon.manifest import manifest_from_text
+from cabochon.manifest_file import manifest_from_text
 from cabochon.sampling import Sampler, SamplingSettings
 
 STOP = 50

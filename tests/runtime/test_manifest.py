@@ -33,10 +33,8 @@ from cabochon.manifest import (
     Tensor,
     TextModel,
     is_safe_path,
-    manifest_from_text,
-    manifest_to_text,
-    read_manifest,
 )
+from cabochon.manifest_file import manifest_from_text, manifest_to_text, read_manifest
 from cabochon.vision_model import VisionModel
 from cabochon.waveform_frames import WaveformFrameParameters
 

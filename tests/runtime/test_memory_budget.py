@@ -12,7 +12,7 @@ from refusals import refused
 import cabochon
 from cabochon.errors import RequestError
 from cabochon.machine import Memory, MemoryLimit
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 from cabochon.memory_budget import TOLERANCE, refuse_unless_it_fits, require_memory
 from cabochon.memory_cost import MemoryCost, compute_memory_cost
 

@@ -14,7 +14,8 @@ from refusals import refused
 
 from cabochon.backend import LONGEST_RUN
 from cabochon.errors import RequestError
-from cabochon.manifest import DrafterModel, Graph, Manifest, manifest_from_text
+from cabochon.manifest import DrafterModel, Graph, Manifest
+from cabochon.manifest_file import manifest_from_text
 from cabochon.memory_cost import compute_memory_cost, weight_cache_bytes
 
 GOLDEN = manifest_from_text(GOLDEN_MANIFEST.read_text(), "golden")

@@ -10,7 +10,7 @@ from refusals import refused
 
 import cabochon.package
 from cabochon.errors import PackageError
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 from cabochon.package import hash_file, open_package
 
 FILES = [

@@ -13,7 +13,7 @@ from refusals import refused
 from cabochon.backend import EngineSettings
 from cabochon.engines import open_vision_encoder
 from cabochon.errors import RequestError
-from cabochon.manifest import manifest_from_text
+from cabochon.manifest_file import manifest_from_text
 from cabochon.package import Package, open_package
 from cabochon.vision_model import VisionModel
 
