@@ -64,13 +64,16 @@ endif
 test: setup browser lint
 	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# A bundle of the small model, installed and tried on an emulated Raspberry Pi: some minutes, and 1 GB of disk in build.
+# A bundle of the small model, installed and tried on an emulated Raspberry Pi, and its services under a systemd that runs
+# (as root): some minutes, and 2 GB of disk in build.
 test-rpi: $(VENV)/test.stamp
 	$(VENV)/bin/python rpi/test/run.py
+	$(VENV)/bin/python rpi/test/services.py
 
 # The same on both systems with both processors: what runs every night.
 test-rpi-full: $(VENV)/test.stamp
 	$(VENV)/bin/python rpi/test/run.py --full
+	$(VENV)/bin/python rpi/test/services.py
 
 # A random model of E2B's size: 14 GB of disk for a few minutes.
 test-fullsize: setup

@@ -8,6 +8,7 @@ is compared with what the memory's bandwidth allows, and with LiteRT-LM where th
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import sys
 import threading
@@ -20,18 +21,21 @@ import numpy as np
 
 import cabochon
 from cabochon.backend import EngineSettings
-from cabochon.bench import BenchSettings, Measurement, measure_package
+from cabochon.bench import BenchSettings, LoadedPackage, Measurement, measure_package
 from cabochon.energy import find_meter
 from cabochon.engines import choose_engine
 from cabochon.errors import CabochonError
 from cabochon.machine import find_memory, find_processor, page_size
 from cabochon.memory_cost import compute_memory_cost
-from cabochon.package import open_package
+from cabochon.package import Package, open_package
 from cabochon.raspberry_pi import Board, find_board, judge_board
+from cabochon.thread_placement import choose_thread_count
 
 READ_BYTES = 64 << 20
 """Of each thread: more than any cache of a Pi."""
 PIECE_SECONDS = 0.1
+SHORT = 128
+"""Positions, where placements of threads are compared."""
 
 
 def main() -> int:
@@ -40,6 +44,7 @@ def main() -> int:
     parser.add_argument("package", type=Path)
     parser.add_argument("--engine", default="", help="(default: what the package was made for)")
     parser.add_argument("--threads", type=int, default=0, help="(default: all processors)")
+    parser.add_argument("--pin-threads", action="store_true", help="keep each of them on one processor")
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--time-limit", type=float, default=300.0, help="seconds (default: %(default)g)")
     parser.add_argument("--litert-lm", type=Path, metavar="FILE", help="a .litertlm of the same model, to compare with")
@@ -57,14 +62,15 @@ def measure(arguments: argparse.Namespace) -> None:
     package = open_package(arguments.package)
     engine = choose_engine(package, arguments.engine)
     print_machine()
-    threads = arguments.threads or find_processor().usable_cores
+    threads = arguments.threads or choose_thread_count()
     bandwidth = read_bandwidth(threads)
     settings = BenchSettings(rounds=arguments.rounds, time_limit=arguments.time_limit)
     with ExitStack() as stack:
         meter = find_meter()
         if meter is not None:
             stack.callback(meter.close)
-        result = measure_package(package, engine, EngineSettings(arguments.threads), settings, meter, lambda *_: None)
+        engine_settings = EngineSettings(arguments.threads, pinned=arguments.pin_threads)
+        result = measure_package(package, engine, engine_settings, settings, meter, lambda *_: None)
     resident = f"{(result.peak_bytes or 0) / 1e9:.2f} GB resident at most"
     print(f"\n{result.package}, {result.recipe}, {result.library}, {result.threads} threads, {resident}\n")
     energy = result.energy_source
@@ -83,6 +89,7 @@ def measure(arguments: argparse.Namespace) -> None:
         f"{weights / 1e9:.2f} GB of weights, so that at most {bandwidth / weights:.1f} tokens/s are to be expected "
         "(computed)."
     )
+    print_placements(package, engine, threads, arguments.rounds)
     if arguments.litert_lm is not None:
         print(compare_with_litert_lm(arguments.litert_lm, threads))
     board = find_board()
@@ -135,7 +142,9 @@ def read_bandwidth(threads: int) -> float:
 
 def end_of_speech(arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds from the end of ten seconds of noise to the first piece of an answer; empty without an audio encoder."""
-    model = cabochon.load(arguments.package, engine=arguments.engine, threads=arguments.threads)
+    model = cabochon.load(
+        arguments.package, engine=arguments.engine, threads=arguments.threads, pin_threads=arguments.pin_threads
+    )
     if model.package.manifest.audio is None:
         return {}
     rate = model.audio_model.sample_rate
@@ -160,6 +169,19 @@ def end_of_speech(arguments: argparse.Namespace) -> dict[str, list[float]]:
             if turn:  # the first one warms up
                 seconds.setdefault(name, []).append(time.perf_counter() - started)
     return seconds
+
+
+def print_placements(package: Package, engine: str, threads: int, rounds: int) -> None:
+    """Whether fewer threads, or threads that stay where they are, are faster: for --threads and --pin-threads."""
+    print(f"\n| threads | prefill, {SHORT} positions | decode behind {SHORT} |\n|---|---|---|")
+    for count, pinned in itertools.product(sorted({threads, max(1, threads - 1)}, reverse=True), (False, True)):
+        loaded = LoadedPackage(package, engine, EngineSettings(count, pinned=pinned))
+        loaded.prefill(SHORT)  # the first run allocates
+        prefill = median(loaded.prefill(SHORT) for _ in range(rounds))
+        loaded.fill(SHORT)
+        decode = median(loaded.decode(rounds * BenchSettings().tokens))
+        name = f"{count}{', pinned' if pinned else ''}"
+        print(f"| {name} | {SHORT / prefill:.2f} positions/s | {1 / decode:.2f} tokens/s |", flush=True)
 
 
 def compare_with_litert_lm(path: Path, threads: int) -> str:

@@ -14,11 +14,15 @@ onnxruntime's Java interface does on a phone.
 from __future__ import annotations
 
 import mmap
+import os
 import sys
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+# It reads the variable when it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,8 +115,8 @@ def _llama_cpp(folder: Path) -> Path:
         (archive,) = downloads.glob("llama_cpp_python-*.tar.gz")
         unpacked = folder / "llama_cpp.part"
         shutil.rmtree(unpacked, ignore_errors=True)
-        with tarfile.open(archive) as file:
-            file.extractall(unpacked, filter="data")
+        unpacked.mkdir()
+        _run(["tar", "--extract", "--file", archive, "--directory", unpacked])
         (sources,) = unpacked.glob("*/vendor/llama.cpp")
         left_out = ["BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER", "CURL", "OPENSSL"]
         flags = ["-DLLAMA_BUILD_TOOLS=ON", *(f"-DLLAMA_{part}=OFF" for part in left_out)]

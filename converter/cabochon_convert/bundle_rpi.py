@@ -159,7 +159,7 @@ def _collect_wheels(
         found[system.python] = fill_wheelhouse(wanted, system, folder, settings.constraints, [own])
         for wheel in found[system.python]:
             if wheel.path.name not in checked:
-                checked[wheel.path.name] = check_wheel(wheel.path)
+                checked[wheel.path.name] = check_wheel(wheel.path, system.machine)
         progress.advance(1)
     return _Wheelhouse(found, sum(checked.values()))
 

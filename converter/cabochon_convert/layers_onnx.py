@@ -17,8 +17,10 @@ from cabochon.arrays import Float32Array
 from cabochon.embedder import open_embedder
 from cabochon.errors import missing_dependency
 from cabochon.package import Package
+from cabochon.telemetry import refuse_telemetry
 from cabochon_convert.questions import Prompt
 
+refuse_telemetry()
 try:
     import onnxruntime
 except ImportError:

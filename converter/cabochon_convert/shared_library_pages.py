@@ -10,9 +10,10 @@ from pathlib import Path
 
 from cabochon.errors import CabochonError
 
-PAGE_BYTES = 16384
-AARCH64 = 183
-"""EM_AARCH64 in the header of an ELF file."""
+AARCH64, X86_64 = 183, 62
+"""EM_AARCH64 and EM_X86_64 in the header of an ELF file."""
+PAGES = {"aarch64": (AARCH64, 16384), "x86_64": (X86_64, 4096)}
+"""Of each machine that a bundle may be for: its number, and the bytes of the largest pages that its kernels have."""
 _HEAD = struct.Struct("<4sBB10xHHIQQQIHHH")
 """e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum."""
 _SEGMENT = struct.Struct("<IIQQQQQQ")
@@ -54,8 +55,13 @@ def read_shared_library(content: bytes) -> SharedLibrary | None:
     return SharedLibrary(machine, min((each[-1] for each in segments if each[0] == _LOADED), default=0))
 
 
-def check_wheel(path: Path, machine: int = AARCH64) -> int:
-    """Refuse a wheel with a library for another machine or for smaller pages; returns how many libraries it has."""
+def check_wheel(path: Path, machine: str) -> int:
+    """Refuse a wheel with a library for another machine or for smaller pages; returns how many libraries it has.
+
+    Args:
+        machine: as `uname -m` says.
+    """
+    number, page = PAGES[machine]
     count = 0
     for name, content in _heads(path):
         try:
@@ -65,12 +71,13 @@ def check_wheel(path: Path, machine: int = AARCH64) -> int:
         if library is None:
             continue
         count += 1
-        if library.machine != machine:
-            raise LibraryError(f"{path.name}: {name} is for machine {library.machine}, expected {machine}.")
-        if library.alignment % PAGE_BYTES or not library.alignment:
+        if library.machine != number:
+            raise LibraryError(f"{path.name}: {name} is for machine {library.machine}, expected {number} ({machine}).")
+        if library.alignment % page or not library.alignment:
             raise LibraryError(
                 f"{path.name}: {name} is aligned to {library.alignment} bytes and cannot be loaded with pages of "
-                f"{PAGE_BYTES}, which the Raspberry Pi 5 has: choose another version of it."
+                f"{page}, which a kernel for {machine} may have (that of a Raspberry Pi 5 has pages of 16384): choose "
+                "another version of it."
             )
     return count
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,9 @@ SOUND, LANGUAGE, TARGET = HOME / "demo/german_unseen_voice.wav", "de", "en"
 EXPOSURE = 30
 """Ten times the most that `systemd-analyze security` may say."""
 PORT = 10300
+UNIT, HTTP_PORT, SEAM = "cabochon-http.service", 8650, "cabochon-test-seam"
+SERVICE_SECONDS = 60.0
+ALSA_SETTINGS = Path("/root/.asoundrc")
 # Where nobody is kept waiting: an emulated program takes a hundred times as long.
 PATIENCE = 400.0
 
@@ -133,7 +137,7 @@ def microphone() -> str:
     threading.Thread(target=speak, args=(pipe, silence[:16000] + spoken + 600 * silence), daemon=True).start()
     device = f'{{ type file; slave.pcm "null"; file "/dev/null"; infile "{pipe}"; format "raw" }}'
     slave = 'pcm "spoken" format S16_LE rate 16000 channels 1'
-    Path("/root/.asoundrc").write_text(f"pcm.spoken {device}\npcm.!default {{ type plug; slave {{ {slave} }} }}\n")
+    ALSA_SETTINGS.write_text(f"pcm.spoken {device}\npcm.!default {{ type plug; slave {{ {slave} }} }}\n")
     command = [CABOCHON, "listen", str(models()[-1]), "--from", LANGUAGE, "--to", TARGET, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         guard = signal.signal(signal.SIGALRM, lambda *_: process.kill())
@@ -176,6 +180,76 @@ def wyoming() -> str:
     return answer
 
 
+def services() -> str:
+    """Under a systemd that runs: they answer, come back after a crash, and give up where only the owner can help."""
+    options = {name: Path(f"/etc/default/cabochon-{name}") for name in ("http", "wyoming")}
+    options["http"].write_text(f"CABOCHON_OPTIONS=--port {HTTP_PORT}\n")
+    options["wyoming"].write_text(f"CABOCHON_OPTIONS=--language {LANGUAGE} --to {TARGET}\n")
+    (bundle,) = HOME.glob("*/install.sh")
+    run(bundle, "--service", "http", "--service", "wyoming", "--no-compile")
+    expect(transcribed(), reference()[LANGUAGE])
+    served = (PREFIX / "current/model").resolve().name
+    ask = (PYTHON, HOME / "test/ask_wyoming.py", PORT, f"{served}-to-English", LANGUAGE, SOUND)
+    expect(run(*ask).splitlines()[-1], reference()[TARGET])
+    run("systemctl", "kill", "--signal=KILL", UNIT)
+    wait_until("NRestarts", "1")
+    expect(transcribed(), reference()[LANGUAGE])
+    options["http"].write_text("CABOCHON_OPTIONS=--port nonsense\n")
+    run("systemctl", "restart", UNIT)
+    wait_until("ActiveState", "failed")
+    expect(shown("ExecMainStatus"), "2")
+    said = run("journalctl", "--unit", UNIT, "--lines", 5, "--output", "cat")
+    expect("nonsense" in said, True)
+    time.sleep(8)  # longer than RestartSec
+    expect(shown("ActiveState"), "failed")
+    options["http"].write_text(f"CABOCHON_OPTIONS=--port {HTTP_PORT}\n")
+    run("systemctl", "start", UNIT)
+    expect(transcribed(), reference()[LANGUAGE])
+    expect([path.name for path in Path("/var/cache/private/cabochon").iterdir()], ["cabochon"])
+    run("systemctl", "stop", UNIT, "cabochon-wyoming.service")
+    expect(shown("Result"), "success")
+    run("systemctl", "start", UNIT)
+    run(PREFIX / "uninstall.sh")
+    expect(shown("LoadState"), "not-found")
+    expect(Path("/var/cache/private/cabochon").exists(), False)
+    return "started, killed, misconfigured, stopped, removed"
+
+
+def shown(name: str) -> str:
+    """A property of the HTTP service."""
+    return run("systemctl", "show", "--value", "--property", name, UNIT).strip()
+
+
+def wait_until(name: str, value: str) -> None:
+    """Until the HTTP service has this property."""
+    deadline = time.monotonic() + SERVICE_SECONDS
+    while (found := shown(name)) != value:
+        if time.monotonic() > deadline:
+            raise StepError(f"expected {name} {value}, found {found}\n{run('systemctl', 'status', UNIT, status=3)}")
+        time.sleep(0.2)
+
+
+def transcribed() -> str:
+    """What the HTTP service says is said in the sound, as soon as it answers at all."""
+    deadline = time.monotonic() + SERVICE_SECONDS
+    fields = b"".join(
+        f'--{SEAM}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
+        for name, value in (("model", "any"), ("language", LANGUAGE))
+    )
+    head = f'--{SEAM}\r\nContent-Disposition: form-data; name="file"; filename="sound.wav"\r\n\r\n'.encode()
+    body = fields + head + SOUND.read_bytes() + f"\r\n--{SEAM}--\r\n".encode()
+    address = f"http://127.0.0.1:{HTTP_PORT}/v1/audio/transcriptions"
+    request = urllib.request.Request(address, body, {"Content-Type": f"multipart/form-data; boundary={SEAM}"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=SERVICE_SECONDS) as answer:
+                return str(json.load(answer)["text"])
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise StepError(f"{error}\n{run('journalctl', '--unit', UNIT, '--lines', 20)}") from None
+            time.sleep(0.2)
+
+
 def uninstall() -> str:
     """Nothing is left, and what was not installed stays."""
     (PREFIX / "my-notes.txt").write_text("mine")
@@ -189,7 +263,8 @@ def uninstall() -> str:
 
 
 STEPS: dict[str, Callable[[], str]] = {
-    step.__name__: step for step in (install, units, doctor, answers, translate, microphone, wyoming, uninstall)
+    step.__name__: step
+    for step in (install, units, doctor, answers, translate, microphone, wyoming, services, uninstall)
 }
 
 
@@ -197,6 +272,8 @@ def main(names: list[str]) -> int:
     """Run steps by name."""
     # What maintainer scripts would have done.
     subprocess.run(["/sbin/ldconfig"], check=True)
+    # An earlier run's microphone, into which nobody speaks any more: whoever opens it would wait for ever.
+    ALSA_SETTINGS.unlink(missing_ok=True)
     for name in names:
         started = time.monotonic()
         try:

@@ -1,10 +1,10 @@
 #!/bin/bash
-# make_root.sh FOLDER bookworm|trixie — what a 64-bit Raspberry Pi OS is made of: Debian's own arm64 packages, unpacked,
-# and an emulator, without root and without installing anything here.
+# make_root.sh FOLDER bookworm|trixie [ARCHITECTURE] — what a 64-bit Raspberry Pi OS is made of: Debian's own packages for
+# arm64 (or another architecture), unpacked, and an emulator, without root and without installing anything here.
 # Exit status 75 means that it cannot be made here, in one sentence on standard output.
 set -euo pipefail
 work=$(mkdir -p "$1" && cd "$1" && pwd)
-suite=$2
+suite=$2 architecture=${3:-arm64}
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 cannot() {
   echo "$*"
@@ -44,13 +44,14 @@ if [ ! -x "$work/qemu-aarch64" ]; then
 fi
 
 root=$work/$suite
+[ "$architecture" = arm64 ] || root=$root-$architecture
 [ ! -e "$root/.complete" ] || exit 0
 rm -rf "$root"
 database=$(mktemp -d "$work/.$suite-XXXXXX")
-make_database "$database" "$suite" arm64
+make_database "$database" "$suite" "$architecture"
 # python3 without python3-venv: the bundle brings pip.
 APT_CONFIG=$database/apt.conf apt-get -qq -y install --download-only \
-  python3 bash dash coreutils libc-bin grep sed gawk findutils tar util-linux libportaudio2 libasound2-plugins alsa-utils systemd >/dev/null ||
+  python3 bash dash coreutils libc-bin grep sed gawk findutils tar util-linux libportaudio2 libasound2-plugins alsa-utils systemd dbus >/dev/null ||
   cannot "the mirror $mirror does not give the packages of $suite."
 mkdir -p "$root"/usr/{bin,sbin,lib} "$root"/{dev,proc,sys,tmp,root,etc/systemd/system,home/pi}
 for name in bin sbin lib; do ln -s "usr/$name" "$root/$name"; done
@@ -58,8 +59,8 @@ for package in "$database"/cache/archives/*.deb; do dpkg-deb --fsys-tarfile "$pa
   tar -xi --keep-directory-symlink --no-same-owner --exclude='./usr/share/doc/*' --exclude='./usr/share/man/*' \
     --exclude='./usr/share/locale/*' --exclude='./dev/*' -C "$root"
 # The few things that the packages' scripts would have done.
-printf 'root:x:0:0:root:/root:/bin/bash\n' >"$root/etc/passwd"
-printf 'root:x:0:\naudio:x:29:\n' >"$root/etc/group"
+printf 'root:x:0:0:root:/root:/bin/bash\nmessagebus:x:100:100::/nonexistent:/usr/sbin/nologin\n' >"$root/etc/passwd"
+printf 'root:x:0:\naudio:x:29:\nmessagebus:x:100:\n' >"$root/etc/group"
 [ -e "$root/usr/bin/awk" ] || ln -s gawk "$root/usr/bin/awk"
 rm -rf "$database"
 touch "$root/.complete"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from cabochon.arrays import CacheArray, Float32Array
 from cabochon.errors import RequestError
 from cabochon.manifest import KeyValueCache
+from cabochon.thread_placement import choose_thread_count
 
 LONGEST_RUN = 512
 """Positions that one run takes at most: bounds the memory of activations and of sliding caches, and more are not faster
@@ -26,9 +26,11 @@ class EngineSettings:
     """How an engine is to run."""
 
     threads: int = 0
-    """Threads of one operation; 0 means one per processor that this process may use."""
+    """Threads of one operation; 0 means one per processor that this process may use, and has time for."""
     context_length: int = 0
     """Positions that the cache can hold; 0 means as many as the package allows."""
+    pinned: bool = False
+    """Whether the engine's own threads stay on one processor each (Linux)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= MAX_THREADS:
@@ -41,7 +43,7 @@ class EngineSettings:
         """Threads after resolving 0."""
         if self.threads:
             return self.threads
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return choose_thread_count()
 
 
 def choose_capacity(settings: EngineSettings, context_length: int) -> int:

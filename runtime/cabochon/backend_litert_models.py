@@ -20,6 +20,7 @@ from cabochon.machine import Processor, find_processor
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
+from cabochon.thread_placement import placed_threads
 
 try:
     import fcntl
@@ -66,7 +67,7 @@ def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     try:
         # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
         # XNNPACK makes the file where it lies: a second process would write over what the first has mapped.
-        with _alone(weights), quiet(2):
+        with _alone(weights), quiet(2), placed_threads(pinned=settings.pinned):
             model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
             # The first array that is written makes LiteRT look for accelerators once more.
             key, names = next(iter(model.get_signature_list().items()))

@@ -24,8 +24,11 @@ from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.manifest import DrafterModel, Engine, KeyValueCache, TextModel
 from cabochon.package import Package
 from cabochon.sliding_cache import SlidingCaches, sliding_capacity
+from cabochon.telemetry import refuse_telemetry
+from cabochon.thread_placement import placed_threads
 from cabochon.vision_model import VisionModel
 
+refuse_telemetry()
 try:
     import onnxruntime
 except ImportError:
@@ -312,7 +315,8 @@ def _load(path: Path, settings: EngineSettings) -> Any:
     # of 32: 1.4 to 4 times the error. Measured with onnxruntime 1.31; to be measured again with a newer one.
     options.add_session_config_entry("mlas.disable_kleidiai", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with placed_threads(pinned=settings.pinned):
+            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises one class per status code, all directly below Exception
         raise PackageError(f"onnxruntime cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
 

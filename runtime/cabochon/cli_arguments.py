@@ -34,8 +34,9 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """How many it uses."""
+    """How many it uses, and where."""
     parser.add_argument("--threads", type=count, default=0, help="threads of one operation (default: all processors)")
+    parser.add_argument("--pin-threads", action="store_true", help="keep each of the engine's threads on one processor")
 
 
 def add_context_length(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +111,7 @@ def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
         threads=arguments.threads,
         context_length=arguments.context_length,
         drafts=arguments.drafts,
+        pin_threads=arguments.pin_threads,
     )
     return model, time.perf_counter() - started
 

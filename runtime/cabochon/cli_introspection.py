@@ -208,7 +208,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         time_limit=arguments.time_limit,
     )
-    engine_settings = EngineSettings(arguments.threads, arguments.context_length)
+    engine_settings = EngineSettings(arguments.threads, arguments.context_length, arguments.pin_threads)
     package = open_package(arguments.package)
     print(
         f"note: made-up prompts of {_listed(settings.prompts)} positions, {settings.tokens} tokens behind "

@@ -5,10 +5,12 @@ Whatever such a file holds, reading it raises nothing: what cannot be understood
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import platform
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -80,9 +82,8 @@ def read_text(path: Path, longest: int = 1 << 20) -> str:
 
 def find_processor() -> Processor:
     """The processor of this machine."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     text = read_text(PROC / "cpuinfo")
-    return parse_processor(text, platform.machine(), os.cpu_count() or 1, usable)
+    return parse_processor(text, platform.machine(), os.cpu_count() or 1, usable_processors())
 
 
 def parse_processor(text: str, architecture: str, cores: int, usable_cores: int) -> Processor:
@@ -135,21 +136,46 @@ def read_memory_limit(text: str, root: Path) -> MemoryLimit | None:
         root: where control groups lie.
     """
     limits = []
-    for line in text.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0" and not controllers:
-            names, folders = ("memory.max", "memory.current"), [root, root / "unified"]
-        elif "memory" in controllers.split(","):
-            names, folders = ("memory.limit_in_bytes", "memory.usage_in_bytes"), [root / "memory"]
-        else:
-            continue
-        for folder in folders:
-            for each in _and_around(group):
-                limit = _bytes(read_text(folder / each / names[0], 64))
-                if limit is not None and limit < _NO_LIMIT:
-                    limits.append(MemoryLimit(limit, _bytes(read_text(folder / each / names[1], 64))))
+    for folder, is_unified in _control_groups(text, root, "memory"):
+        names = ("memory.max", "memory.current") if is_unified else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit = _bytes(read_text(folder / names[0], 64))
+        if limit is not None and limit < _NO_LIMIT:
+            limits.append(MemoryLimit(limit, _bytes(read_text(folder / names[1], 64))))
     return min(limits, key=lambda found: found.limit, default=None)
+
+
+def find_processor_quota() -> float | None:
+    """Processors' worth of time that the control groups of this process let it have; None where nothing limits it."""
+    return read_processor_quota(read_text(PROC / "self" / "cgroup"), CGROUPS)
+
+
+def read_processor_quota(text: str, root: Path) -> float | None:
+    """The tightest quota of a control group and those around it, such as CPUQuota= of a service.
+
+    Args:
+        text: of /proc/PROCESS/cgroup.
+        root: where control groups lie.
+    """
+    quotas = []
+    for folder, is_unified in _control_groups(text, root, "cpu"):
+        if is_unified:
+            quota, _, period = read_text(folder / "cpu.max", 64).partition(" ")
+        else:
+            quota, period = (read_text(folder / f"cpu.cfs_{name}_us", 64) for name in ("quota", "period"))
+        microseconds = _bytes(quota), _bytes(period)
+        if microseconds[0] and microseconds[1]:
+            quotas.append(microseconds[0] / microseconds[1])
+    return min(quotas, default=None)
+
+
+def usable_processors() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processors_worth(usable: int, quota: float | None) -> int:
+    """Threads that can compute at the same time: more of them would wait for each other while their time is used up."""
+    return usable if quota is None else max(1, min(usable, math.ceil(quota)))
 
 
 def usable_memory(memory: Memory, limit: MemoryLimit | None) -> int | None:
@@ -183,6 +209,22 @@ def _kilobytes(value: str) -> int | None:
 def _bytes(text: str) -> int | None:
     match = re.fullmatch(r"([0-9]{1,19})\n?", text)
     return int(match[1]) if match else None
+
+
+def _control_groups(text: str, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of a control group and of those around it, and whether they are of version 2."""
+    for line in text.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0" and not controllers:
+            folders = [root, root / "unified"]
+        elif controller in controllers.split(","):
+            folders = [root / controller]
+        else:
+            continue
+        for folder in folders:
+            for each in _and_around(group):
+                yield folder / each, number == "0" and not controllers
 
 
 def _and_around(group: str) -> list[str]:

@@ -392,15 +392,17 @@ def load(
     threads: int = 0,
     context_length: int = 0,
     drafts: int | None = None,
+    pin_threads: bool = False,
 ) -> Model:
     """Load a package that cabochon-convert wrote.
 
     Args:
         package: the folder.
         engine: `onnx` or `litert`; by default the one that the package was converted for.
-        threads: of one operation; 0 means one per processor.
+        threads: of one operation; 0 means one per processor that the process may use and has time for.
         context_length: positions of the cache; 0 means as many as the package allows.
         drafts: tokens that the package's drafter guesses at a time; None finds out what is fastest, 0 uses no drafter.
+        pin_threads: keep each of the engine's own threads on one processor (Linux), for a machine without other work.
 
     Raises:
         PackageError: the package is missing, damaged or of another format version.
@@ -408,4 +410,4 @@ def load(
         RequestError: something that was asked for is impossible, such as a longer context than the package's, or surely
             does not fit into memory.
     """
-    return Model(open_package(package), engine, EngineSettings(threads, context_length), drafts)
+    return Model(open_package(package), engine, EngineSettings(threads, context_length, pin_threads), drafts)

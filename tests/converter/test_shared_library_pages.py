@@ -32,29 +32,29 @@ def wheel(folder: Path, content: bytes, name: str = "a/b.so") -> Path:
 
 @pytest.mark.parametrize("alignments", [[0x10000], [0x4000, 0x10000]])
 def test_libraries_for_large_pages_are_counted(tmp_path: Path, alignments: list[int]) -> None:
-    assert check_wheel(wheel(tmp_path, library(alignments))) == 1
+    assert check_wheel(wheel(tmp_path, library(alignments)), "aarch64") == 1
 
 
 @pytest.mark.parametrize("name", ["a/b.so", "a/b.so.1.2", "a.data/scripts/b"])
 def test_a_library_for_small_pages_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with refused(LibraryError, name):
-        check_wheel(wheel(tmp_path, library([0x10000, 0x1000]), name))
+        check_wheel(wheel(tmp_path, library([0x10000, 0x1000]), name), "aarch64")
 
 
 def test_a_library_for_another_machine_is_refused(tmp_path: Path) -> None:
     with refused(LibraryError, "machine 62"):
-        check_wheel(wheel(tmp_path, library([0x10000], X86_64)))
+        check_wheel(wheel(tmp_path, library([0x10000], X86_64)), "aarch64")
 
 
 def test_segments_that_are_not_loaded_do_not_count(tmp_path: Path) -> None:
     with refused(LibraryError, "aligned to 0 bytes"):
-        check_wheel(wheel(tmp_path, library([0x10000], kind=2)))
+        check_wheel(wheel(tmp_path, library([0x10000], kind=2)), "aarch64")
 
 
 def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a-1-py3-none-any.whl").write_bytes(b"PK")
     with refused(LibraryError, "wheel"):
-        check_wheel(tmp_path / "a-1-py3-none-any.whl")
+        check_wheel(tmp_path / "a-1-py3-none-any.whl", "aarch64")
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(lambda rest: b"\x7fELF\x02\x01" + rest))

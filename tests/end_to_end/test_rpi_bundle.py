@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -58,8 +57,7 @@ def bundles(random_package: Path, tmp_path_factory: pytest.TempPathFactory) -> d
                 (package / "report.json").write_text("{}")
             tar = folder / f"{release}.tar"
             write_rpi_bundle([open_package(package)], tar, BundleSettings((HERE,)))
-            with tarfile.open(tar) as archive:
-                archive.extractall(folder, filter="data")
+            subprocess.run(["tar", "--extract", "--file", tar, "--directory", folder], check=True)
             found[release] = folder / release
             shutil.rmtree(package)
             tar.unlink()
