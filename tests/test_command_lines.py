@@ -171,7 +171,7 @@ def remove_graph(package: Path) -> None:
 
 
 def raise_version(package: Path) -> None:
-    edit_json(package / "manifest.json", format_version=3)
+    edit_json(package / "manifest.json", format_version=99)
 
 
 def add_manifest_key(package: Path) -> None:
