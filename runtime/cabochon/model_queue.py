@@ -89,6 +89,14 @@ class Place:
         self._deadline = asyncio.get_running_loop().time() + time_limit
         self._closed = False
 
+    async def wait(self, event: asyncio.Event) -> None:
+        """Wait for something that is to be done.
+
+        Raises:
+            TimeoutError: nothing came for as long as all of it may take.
+        """
+        await asyncio.wait_for(event.wait(), self._deadline - asyncio.get_running_loop().time())
+
     async def run(self, work: Callable[[], Item]) -> Item:
         """Wait for a piece of work in the model's thread.
 

@@ -37,6 +37,8 @@ class ReceivedSpeech:
         self._ended = False
         self._parts: list[SpokenPart] = []
         self._hearing = asyncio.create_task(self._hear())
+        # Nobody may ask for what it ends with.
+        self._hearing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
 
     def push(self, samples: Float32Array) -> None:
         """The next samples, float32 of any number; they wait while the model is busy."""
@@ -63,7 +65,8 @@ class ReceivedSpeech:
         live = self._live
         try:
             while True:
-                await self._changed.wait()
+                # Who says nothing more must not keep the place.
+                await self._place.wait(self._changed)
                 self._changed.clear()
                 waiting, self._waiting, ended = self._waiting, [], self._ended
                 if waiting:
