@@ -27,7 +27,7 @@ except ImportError:
 
 LONGEST_TEMPLATE = 500_000
 """Characters; the published one has 12,000."""
-LEAST_WORK = 3_000_000
+LEAST_WORK = 1_000_000
 """Characters, items and turns that any template may make."""
 WORK_PER_INPUT = 50
 """That it may make besides, for each character and item that it is given."""

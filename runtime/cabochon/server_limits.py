@@ -43,7 +43,8 @@ class LimitedBodies:
             if complete:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the request stopped for {BODY_SECONDS:.0f} s: send it again.") from None
             complete = not message.get("more_body", False)

@@ -112,7 +112,7 @@ async def serve_wyoming(
         if len(connected) >= MOST_CONNECTIONS:
             writer.close()
         connected.add(writer)
-        return _Handler(_LimitedReader(reader), writer, model, queue, settings)
+        return make_handler(reader, writer, model, queue, settings)
 
     try:
         await server.start(handler)
@@ -123,6 +123,17 @@ async def serve_wyoming(
     finally:
         await server.stop()
         queue.close()
+
+
+def make_handler(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    model: Model,
+    queue: ModelQueue,
+    settings: WyomingSettings,
+) -> AsyncEventHandler:
+    """What answers one client as long as it runs."""
+    return _Handler(_LimitedReader(reader), writer, model, queue, settings)
 
 
 class _LimitedReader:
@@ -140,11 +151,13 @@ class _LimitedReader:
         """See `asyncio.StreamReader.readexactly`; ends the connection where it is too much, or takes too long."""
         if not 0 <= count <= _LARGEST_EVENT:
             raise ConnectionError(f"an event of {count} bytes")
-        return await asyncio.wait_for(self._reader.readexactly(count), self.patience)
+        async with asyncio.timeout(self.patience):
+            return await self._reader.readexactly(count)
 
     async def readline(self) -> bytes:
         """See `asyncio.StreamReader.readline`; TimeoutError where none comes."""
-        return await asyncio.wait_for(self._reader.readline(), self.patience)
+        async with asyncio.timeout(self.patience):
+            return await self._reader.readline()
 
 
 class _Handler(AsyncEventHandler):
@@ -182,7 +195,8 @@ class _Handler(AsyncEventHandler):
 
     async def write_event(self, event: Event) -> None:
         """See `AsyncEventHandler.write_event`; TimeoutError where nobody reads it."""
-        await asyncio.wait_for(super().write_event(event), SPEAKING_SECONDS)
+        async with asyncio.timeout(SPEAKING_SECONDS):
+            await super().write_event(event)
 
     async def handle_event(self, event: Event) -> bool:
         """See `AsyncEventHandler.handle_event`."""

@@ -187,14 +187,16 @@ def audio_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[AudioModel
         LogMelParameters,
         sample_rate=st.integers(16_000, 96_000),
         frame_length=st.integers(1, 400),
-        hop_length=SIZES,
+        hop_length=st.integers(16, 1 << 40),
         fft_length=st.sampled_from([512, 1024]),
-        mel_bins=SIZES,
+        mel_bins=st.integers(1, 1024),
         min_frequency=st.floats(0, 100),
         max_frequency=st.floats(1000, 8000),
         mel_floor=st.floats(1e-9, 1),
     )
-    samples = st.builds(WaveformFrameParameters, sample_rate=SIZES, frame_length=SIZES)
+    samples = st.builds(
+        WaveformFrameParameters, sample_rate=st.integers(800, 384_000), frame_length=st.integers(1, 800)
+    )
     frontends = st.tuples(parameters, st.none()) | st.tuples(st.none(), samples)
     return frontends.flatmap(lambda pair: audio_models_of(*pair, tokens))
 
@@ -206,7 +208,7 @@ def audio_models_of(
         AudioModel,
         log_mel=st.just(log_mel),
         waveform_frames=st.just(waveform_frames),
-        max_samples=SIZES,
+        max_samples=st.integers(1, 1 << 30),
         frames_per_token=SIZES,
         begin_token=tokens,
         soft_token=tokens,
@@ -219,9 +221,9 @@ def vision_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[VisionMod
     return budgets.flatmap(
         lambda choices: st.builds(
             VisionModel,
-            patch_size=SIZES,
+            patch_size=st.integers(1, 64),
             pooling_kernel_size=st.integers(1, 4),
-            position_limit=st.integers(4000, 1 << 40),
+            position_limit=st.integers(4000, 1 << 20),
             soft_token_budgets=st.just(tuple(choices)),
             default_soft_token_budget=st.sampled_from(choices),
             begin_token=tokens,
