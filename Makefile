@@ -9,7 +9,7 @@ SET_UP = pyproject.toml constraints.txt
 # The tests look at reports and at the server's page in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
-.PHONY: setup browser demo android-assets test-android android-apk test test-rpi test-rpi-full test-fullsize bench-fullsize \
+.PHONY: setup browser demo android-assets test-android android-apk test fuzz test-rpi test-rpi-full test-fullsize bench-fullsize \
 	fidelity lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
@@ -63,6 +63,12 @@ endif
 # A process per processor (four at most): each converts what it needs, and computes on one thread.
 test: setup browser lint
 	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# What reads input from elsewhere, fuzzed for so many seconds each (Linux on x86-64, where there are wheels of atheris).
+FUZZ_SECONDS = 300
+FUZZ_PARSERS =
+fuzz: $(VENV)/test.stamp
+	$(VENV)/bin/python tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_PARSERS)
 
 # A bundle of the small model, installed and tried on an emulated Raspberry Pi: some minutes, and 1 GB of disk in build.
 test-rpi: $(VENV)/test.stamp

@@ -96,7 +96,7 @@ class Place:
             TimeoutError: nothing came for as long as all of it may take.
         """
         # Not wait_for, which loses a cancellation that comes together with what it waits for before Python 3.12:
-        # https://github.com/python/cpython/issues/81839
+        # https://github.com/python/cpython/issues/86296
         async with asyncio.timeout_at(self._deadline):
             await event.wait()
 

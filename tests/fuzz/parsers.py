@@ -95,7 +95,7 @@ def parse_safetensors_index(folder: Path) -> Parse:
 
     def parse(data: bytes) -> None:
         (folder / "model.safetensors.index.json").write_bytes(data)
-        assert open_checkpoint(folder).names == ("1", "2")
+        assert set(open_checkpoint(folder).names) <= {"1", "2"}
 
     return parse
 

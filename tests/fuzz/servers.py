@@ -75,7 +75,8 @@ def parse_http(model: cabochon.Model) -> Parse:
         state = ServerState()
         protocol, connection = PatientProtocol(config, state, {}), _Connection()
         protocol.connection_made(connection)
-        protocol.data_received(data)
+        if data:  # a transport hands on nothing else
+            protocol.data_received(data)
         # What is not whole waits for more, which does not come.
         ends = asyncio.get_running_loop().time() + 2 * ANSWER_SECONDS
         while state.tasks and asyncio.get_running_loop().time() < ends:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from conftest import convert_tiny
-from fuzz.fuzz import CORPUS, LONGEST_SECONDS
 from fuzz.parsers import FILE_PARSERS, Parse
+from fuzz.run import CORPUS, LONGEST_SECONDS
 from fuzz.servers import SERVER_PARSERS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

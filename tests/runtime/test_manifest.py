@@ -464,3 +464,23 @@ def test_audio_tokens_count_a_started_token_as_whole() -> None:
     assert audio is not None
     four = replace(audio, frames_per_token=4)
     assert [four.token_count(frames) for frames in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("audio", "max_samples"), 1 << 40),
+        (("audio", "log_mel", "fft_length"), 1 << 30),
+        (("audio", "log_mel", "mel_bins"), 1 << 30),
+        (("vision", "patch_size"), 1 << 20),
+        (("vision", "position_limit"), 1 << 40),
+    ],
+)
+def test_sizes_that_would_fill_any_memory_are_refused(place: tuple[str, ...], value: int) -> None:
+    manifest = golden_value()
+    section = manifest
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    with refused(PackageError, "not usable", place[0]):
+        manifest_from_text(json.dumps(manifest), "manifest.json")

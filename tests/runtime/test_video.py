@@ -164,3 +164,15 @@ def test_a_damaged_video_gives_frames_or_one_sentence(tmp_path: Path, data: st.D
         return
     assert len(sentence.splitlines()) == 1
     assert sentence.endswith(".")
+
+
+def test_a_video_that_claims_a_million_frames_a_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fast.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=1_000_000)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        container.mux(stream.encode())
+    with refused(ImageError, "frames a second", "at most 240"):
+        read_video(path, VISION, 70)

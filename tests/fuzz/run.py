@@ -1,7 +1,7 @@
 """Runs atheris (https://github.com/google/atheris) on what reads input from elsewhere.
 
-    python tests/fuzz/fuzz.py 60                   every parser for a minute
-    python tests/fuzz/fuzz.py 600 image template   two of them for ten minutes each
+    python tests/fuzz/run.py 60                   every parser for a minute
+    python tests/fuzz/run.py 600 image template   two of them for ten minutes each
 
 Each parser runs in a process of its own, which starts from the inputs in `corpus` and may take 2 GB of memory, and
 15 s for an input. What breaks one is written to build/fuzz/PARSER: copy it to `corpus/PARSER` as `found-WHAT`, where
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
     known = [*FILE_PARSERS, *SERVER_PARSERS]
     if not arguments or not arguments[0].isdigit() or not set(arguments[1:]) <= set(known):
-        print(f"usage: fuzz.py SECONDS [PARSER ...], of {', '.join(known)}", file=sys.stderr)
+        print(f"usage: run.py SECONDS [PARSER ...], of {', '.join(known)}", file=sys.stderr)
         return 2
     broken = 0
     print(f"{'parser':18} {'inputs':>9} {'seconds':>8}  found", flush=True)
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _run(name: str, seconds: int, folder: Path) -> str:
     """What atheris prints, which is kept in the file `log`."""
     command = [
-        sys.executable, str(HERE / "fuzz.py"), "--here", name, str(folder / "corpus"), str(CORPUS / name),
+        sys.executable, str(HERE / "run.py"), "--here", name, str(folder / "corpus"), str(CORPUS / name),
         f"-max_total_time={seconds}", f"-timeout={LONGEST_SECONDS}", f"-rss_limit_mb={MOST_MEGABYTES}",
         f"-artifact_prefix={folder}/", "-print_final_stats=1", "-max_len=65536",
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def _fuzz_here(name: str, options: list[str]) -> None:
     """Never returns."""
     import tempfile
 
-    import atheris
+    import atheris  # of which there are wheels for Linux on x86-64 only
 
     with atheris.instrument_imports(include=_MEASURED):
         from fuzz.parsers import FILE_PARSERS
