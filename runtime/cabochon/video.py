@@ -140,7 +140,9 @@ def _upright(frame: Any) -> np.ndarray:
 @contextmanager
 def _opened(path: Path, library: Any) -> Iterator[Any]:
     """A container that FFmpeg has opened; whatever it says about it becomes one sentence."""
-    library.logging.set_level(library.logging.PANIC)
+    # Of a level, FFmpeg's threads would call into Python to log, and wait for whom waits for them:
+    # https://github.com/PyAV-Org/PyAV/issues/751
+    library.logging.set_level(None)
     try:
         with path.open("rb") as file, library.open(file, options={"format_whitelist": _CONTAINERS}) as container:
             yield container

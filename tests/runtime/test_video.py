@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -176,3 +179,22 @@ def test_a_video_that_claims_a_million_frames_a_second_is_refused(tmp_path: Path
         container.mux(stream.encode())
     with refused(ImageError, "frames a second", "at most 240"):
         read_video(path, VISION, 70)
+
+
+def test_a_damaged_video_never_hangs_however_often_it_is_read() -> None:
+    # What FFmpeg says about it comes from its threads. In a process of its own, which can be ended.
+    found = Path(__file__).parents[1] / "fuzz" / "corpus" / "video" / "found-hang-of-logging"
+    program = (
+        "import sys\n"
+        "from fuzz.parsers import VISION\n"
+        "from cabochon.errors import ImageError\n"
+        "from cabochon.video import read_video\n"
+        "for _ in range(150):\n"
+        "    try:\n"
+        "        read_video(sys.argv[1], VISION, 70)\n"
+        "    except ImageError:\n"
+        "        pass\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", program, str(found)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, timeout=200, check=True)
