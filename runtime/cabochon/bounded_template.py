@@ -136,9 +136,11 @@ def _refuse_replacement(text: str, old: str, new: str) -> None:
     _pay(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 
 
-def _refuse_wide(text: str) -> None:
+def _pay_for_formatted(text: str, given: Any, sign: str) -> None:
+    """Each place may be filled with all that is given."""
     if _WIDE.search(text):
         raise SecurityError("a text is to be formatted with a width of thousands")
+    _pay(len(text) + text.count(sign) * _measure(given, _left()))
 
 
 def _check_arguments(name: str, subject: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
@@ -148,7 +150,9 @@ def _check_arguments(name: str, subject: Any, arguments: tuple[Any, ...], named:
         case "replace" if len(given) >= 2:
             _refuse_replacement(str(subject), str(given[0]), str(given[1]))
         case "format":
-            _refuse_wide(str(subject))
+            _pay_for_formatted(str(subject), given, "%")
+        case "sum" if any(isinstance(each, _CONTAINERS) for each in given):
+            raise SecurityError("it sums up lists")
         case "indent" | "round" | "tojson" | "truncate":
             widths = [abs(each) if isinstance(each, int) else len(str(each)) for each in given]
             _pay(max(widths, default=0) * (_measure(subject, _left()) + 1 if name in ("indent", "tojson") else 1))
@@ -172,6 +176,18 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     for mark in ("jinja_pass_arg", "jinja_async_variant"):
         if hasattr(function, mark):
             setattr(run, mark, getattr(function, mark))
+    return run
+
+
+def _paid_test(test: Callable[..., bool]) -> Callable[..., bool]:
+    """A test that takes its time, which `select` runs without any turn of a loop."""
+
+    def run(*arguments: Any, **named: Any) -> bool:
+        _pay(1)
+        return test(*arguments, **named)
+
+    if hasattr(test, "jinja_pass_arg"):
+        run.jinja_pass_arg = test.jinja_pass_arg  # type: ignore[attr-defined]
     return run
 
 
@@ -207,6 +223,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, finalize=_pay_for_value)
         self.filters = {name: _bounded(name, self.filters[name]) for name in FILTERS}
         self.filters |= {_PAY: _pay_for_turn, _MADE: _pay_for_value, _JOINED: _join_texts}
+        self.tests = {name: _paid_test(test) for name, test in self.tests.items()}
         self.globals = {"range": self.globals["range"], "dict": dict, "namespace": _PlainNamespace}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -220,7 +237,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             count, repeated = (left, right) if isinstance(left, int) else (right, left)
             _pay(max(count if isinstance(count, int) else 0, 0) * _measure(repeated, _left()))
         elif operator == "%" and isinstance(left, str):
-            _refuse_wide(left)
+            _pay_for_formatted(left, right, "%")
         elif operator == "+":
             _pay(_measure(left, _left()) + _measure(right, _left()))
         return _made(super().call_binop(context, operator, left, right))
@@ -235,6 +252,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                     raise SecurityError(f"it calls {obj.__name__} of a {kind.__name__}")
                 if kind is str and obj.__name__ == "join" and arguments:
                     arguments = (_pay_for_joined(str(owner), arguments[0]), *arguments[1:])
+                elif kind is str and obj.__name__ == "format":
+                    _pay_for_formatted(str(owner), [arguments, named], "{")
                 elif kind is str:
                     _check_arguments(obj.__name__, owner, arguments, named)
                 break
@@ -317,7 +336,8 @@ def _wrapped(node: Any) -> Any:
     match node:
         case nodes.Concat():
             return _filtered(nodes.List(node.nodes, lineno=node.lineno), _JOINED)
-        case nodes.Getitem(arg=nodes.Slice()):
+        # A comparison makes nothing, but may look through all that there is.
+        case nodes.Getitem(arg=nodes.Slice()) | nodes.Compare():
             return _filtered(node, _MADE)
         case nodes.Tuple(ctx="store"):
             return node

@@ -23,6 +23,9 @@ LARGE = [
     "{{ 'a'|indent(10**9, true) }}",
     "{{ {'a': [1]}|tojson(indent=10**9) }}",
     "{{ 1.5|round(10**9) }}",
+    "{{ '%(a)s' * 9999 % {'a': 'b' * 99999} }}",
+    "{{ ('%(a)s' * 9999)|format(a='b' * 99999) }}",
+    "{{ ('{0}' * 9999).format('b' * 99999) }}",
     "{% autoescape 'a'|indent(10**10, true) %}{% endautoescape %}",
     "{% set x = 'a' * 100000 %}{% set y %}{% for i in range(99999) %}{{ x }}{% endfor %}{% endset %}{{ y|length }}",
     "{% filter replace('a', 'b' * 100000) %}" + "a" * 100_000 + "{% endfilter %}",
@@ -34,6 +37,7 @@ LARGE = [
     REPEATED.replace("START", "{}").replace("STEP", "dict(a=ns.x, b=ns.x)"),
 ]
 ENDLESS = [
+    "{{ range(99999)|select('in', range(99999)|list)|list }}",
     "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(99999) %}{% for b in range(99999) if false %}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
@@ -50,6 +54,7 @@ NOT_THERE = [
     "{{ '{a:{b}}'.format_map({'a': 1, 'b': 10**9}) }}",
     "{{ (1).to_bytes(10**9, 'big') }}",
     "{{ lipsum(n=10**9) }}",
+    "{% set n = namespace(x=range(99999)|list) %}{{ ([n] * 9999)|map(attribute='x')|sum(start=[])|length }}",
     "{{ 0x" + "f" * 3000 + " // 3 }}",
     "{{ ''.__class__.__mro__ }}",
     "{% include 'other' %}",
