@@ -179,12 +179,12 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _paid_test(test: Callable[..., bool]) -> Callable[..., bool]:
+def _paid_test(test: Any) -> Callable[..., bool]:
     """A test that takes its time, which `select` runs without any turn of a loop."""
 
     def run(*arguments: Any, **named: Any) -> bool:
         _pay(1)
-        return test(*arguments, **named)
+        return bool(test(*arguments, **named))
 
     if hasattr(test, "jinja_pass_arg"):
         run.jinja_pass_arg = test.jinja_pass_arg  # type: ignore[attr-defined]

@@ -71,7 +71,7 @@ class ServerSettings:
     @property
     def longest_sound(self) -> float:
         """Seconds of a sound that is heard part by part."""
-        return LONGEST_SOUND * self.time_limit
+        return LONGEST_SOUND * max(self.time_limit, 60.0)
 
 
 class _Error(BaseModel):

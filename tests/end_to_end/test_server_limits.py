@@ -90,10 +90,10 @@ def test_requests_that_are_too_large_together_are_refused(
 
 def test_a_sound_of_days_is_refused_before_it_is_listened_to(model: cabochon.Model, tmp_path: Path) -> None:
     silence = tmp_path / "silence.flac"
-    soundfile.write(silence, np.zeros(16_000 * 60), 16_000)
-    assert silence.stat().st_size < 20_000
-    with Served(model, replace(SETTINGS, time_limit=2.0)) as served:
+    soundfile.write(silence, np.zeros(16_000 * 25 * 60, np.int16), 16_000)
+    assert silence.stat().st_size < SETTINGS.max_bytes
+    with Served(model, replace(SETTINGS, time_limit=60.0)) as served:
         url, files = f"{served.address}/v1/audio/transcriptions", {"file": ("a.flac", silence.read_bytes())}
         answer = httpx.post(url, files=files, data={"language": "en"})
         assert answer.status_code == 400
-        assert "60 s, but this server listens to 48 s" in answer.json()["error"]["message"]
+        assert "1500 s, but this server listens to 1440 s" in answer.json()["error"]["message"]
