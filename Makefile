@@ -9,8 +9,8 @@ SET_UP = pyproject.toml constraints.txt
 # The tests look at reports and at the server's page in one of these.
 BROWSERS = chromium chromium-browser google-chrome
 
-.PHONY: setup browser demo android-assets test-android android-apk test test-rpi test-rpi-full test-fullsize bench-fullsize \
-	fidelity docs lint fmt bench clean
+.PHONY: setup browser demo android-assets test-android android-apk test fuzz test-rpi test-rpi-full test-fullsize \
+	bench-fullsize fidelity docs lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -64,6 +64,12 @@ endif
 # A process per processor (four at most): each converts what it needs, and computes on one thread.
 test: setup browser lint
 	$(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# What reads input from elsewhere, fuzzed for so many seconds each (Linux on x86-64, where there are wheels of atheris).
+FUZZ_SECONDS = 300
+FUZZ_PARSERS =
+fuzz: $(VENV)/test.stamp
+	$(VENV)/bin/python tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_PARSERS)
 
 # A bundle of the small model, installed and tried on an emulated Raspberry Pi, and its services under a systemd that runs
 # (as root): some minutes, and 2 GB of disk in build.

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 
 import openai
-import uvicorn
 
 import cabochon
 from cabochon.server import ServerSettings, create_app
+from cabochon.server_connections import make_server
 
 
 class Served:
@@ -23,7 +23,7 @@ class Served:
             free.bind(("127.0.0.1", 0))
             self.address = f"http://127.0.0.1:{free.getsockname()[1]}"
         port = int(self.address.rpartition(":")[2])
-        self._server = uvicorn.Server(uvicorn.Config(self.app, "127.0.0.1", port, log_level="error"))
+        self._server = make_server(self.app, "127.0.0.1", port, "error")
         self._thread = threading.Thread(target=self._server.run)
         self._clients: list[openai.OpenAI] = []
 

@@ -6,6 +6,7 @@ A tensor is mapped, copied and unmapped again, so that converting ten gigabytes 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -313,7 +314,9 @@ def read_header(path: Path) -> dict[str, TensorRecord]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a damaged safetensors header: download it again.")
     header.pop("__metadata__", None)
-    return {name: _read_record(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    records = {name: _read_record(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _refuse_overlaps(path, records)
+    return records
 
 
 def _read_record(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> TensorRecord:
@@ -322,16 +325,29 @@ def _read_record(path: Path, name: str, entry: Any, data_start: int, file_size: 
         shape = tuple(entry["shape"])
         storage = entry["dtype"]
         whole = all(type(number) is int and number >= 0 for number in (begin, end, *shape))
-        sound = whole and isinstance(storage, str) and begin <= end
+        # numpy has 32 dimensions at most, and a product of thousands of numbers would take its time.
+        sound = whole and isinstance(storage, str) and begin <= end and len(shape) <= 32
         sound = sound and (storage not in _ALL_BITS or (end - begin) * 8 == math.prod(shape) * _ALL_BITS[storage])
     except (KeyError, TypeError, ValueError):
         sound = False
     if not sound:
-        raise CheckpointError(f"{path} describes the tensor {name} wrongly: download it again.")
+        raise CheckpointError(f"{path} describes the tensor {name!r} wrongly: download it again.")
     if data_start + end > file_size:
         missing = data_start + end - file_size
-        raise CheckpointError(f"{path} is truncated: {name} ends {missing} bytes behind its end, download it again.")
+        raise CheckpointError(f"{path} is truncated: {name!r} ends {missing} bytes behind its end, download it again.")
     return TensorRecord(name, path, data_start + begin, shape, storage)
+
+
+def _refuse_overlaps(path: Path, records: dict[str, TensorRecord]) -> None:
+    """A small file could claim any number of large tensors; the reference implementation takes no such file either."""
+    filled = sorted((each for each in records.values() if each.storage in _ALL_BITS and each.size), key=_offset)
+    for before, after in itertools.pairwise(filled):
+        if before.offset + before.size > after.offset:
+            raise CheckpointError(f"{path} holds {before.name!r} and {after.name!r} in the same place: get it again.")
+
+
+def _offset(record: TensorRecord) -> int:
+    return record.offset
 
 
 def _refuse_not_finite(record: TensorRecord, values: Float32Array) -> None:

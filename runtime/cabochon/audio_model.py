@@ -29,6 +29,8 @@ class AudioModel:
     def __post_init__(self) -> None:
         if min(self.max_samples, self.frames_per_token) <= 0:
             raise ValueError("the audio model has a size that is not positive")
+        if self.max_samples > 1 << 30:
+            raise ValueError("the audio model hears clips of hours at once")
         if (self.log_mel is None) == (self.waveform_frames is None):
             raise ValueError("the audio model needs either log_mel or waveform_frames")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,10 @@ class OnnxDecoder:
         self._session = _load(package.path(engine.decoder.file), settings)
         self._binding = self._session.io_binding()
         try:
-            self._buffers = [self._bind_cache(cache) for cache in engine.caches]
+            with _failures_told():
+                self._buffers = [self._bind_cache(cache) for cache in engine.caches]
+        except PackageError:
+            raise
         except (MemoryError, ValueError):  # numpy raises ValueError for sizes beyond any memory
             raise RequestError(
                 f"there is not enough memory for a context of {self._capacity} positions: ask for a shorter one."
@@ -77,10 +82,11 @@ class OnnxDecoder:
         self._total_length = np.zeros((), np.int32)
         self._window_length = np.zeros((), np.int32)
         self._logits_to_keep = np.zeros(1, np.int64)
-        _bind_input(self._binding, "total_length", self._total_length)
-        if self._sliding is not None:
-            _bind_input(self._binding, "window_length", self._window_length)
-        _bind_input(self._binding, "logits_to_keep", self._logits_to_keep)
+        with _failures_told():
+            _bind_input(self._binding, "total_length", self._total_length)
+            if self._sliding is not None:
+                _bind_input(self._binding, "window_length", self._window_length)
+            _bind_input(self._binding, "logits_to_keep", self._logits_to_keep)
         self._positions = 0
         self._inputs_embeds = self._per_layer_inputs = self._logits = np.zeros((0, 0), np.float32)
         self._gives_hidden_states = engine.drafter is not None
@@ -114,14 +120,16 @@ class OnnxDecoder:
             visible["sliding"] = rows if "sliding" in self._bound_exactly else range(rows.stop)
             self._window_length[()] = len(visible["sliding"])
         kept = max(logits_to_keep, 1)  # for 0 the graph would give all of them
-        if (count, kept) != (self._positions, len(self._logits)):
-            self._bind_positions(count, kept)
-        self._bind_rows(visible)
+        with _failures_told():
+            if (count, kept) != (self._positions, len(self._logits)):
+                self._bind_positions(count, kept)
+            self._bind_rows(visible)
         self._inputs_embeds[0] = inputs_embeds
         self._per_layer_inputs[0] = per_layer_inputs
         self._total_length[()] = position + count
         self._logits_to_keep[0] = kept
-        self._session.run_with_iobinding(self._binding)
+        with _failures_told():
+            self._session.run_with_iobinding(self._binding)
         return self._logits[:logits_to_keep]
 
     def read_caches(self, end: int) -> CacheRows:
@@ -235,7 +243,8 @@ class OnnxDrafter:
     def guess(self, embedding: Float32Array, hidden: Float32Array) -> Guess:
         """See `Drafter.guess`."""
         states = {"embedding": embedding[None, None], "hidden": hidden[None, None]}
-        outputs = dict(zip(self._names, self._session.run(self._names, self._feeds | states), strict=True))
+        with _failures_told():
+            outputs = dict(zip(self._names, self._session.run(self._names, self._feeds | states), strict=True))
         return Guess(outputs["logits"][0, 0], outputs.get("candidates"), outputs["next_hidden"][0, 0])
 
 
@@ -252,7 +261,8 @@ class OnnxAudioEncoder:
         """See `AudioEncoder.encode`."""
         session = self._loaded()
         (graph_input,) = session.get_inputs()
-        embeddings: Float32Array = session.run(["audio_embeddings"], {graph_input.name: frames[None]})[0][0]
+        with _failures_told():
+            embeddings: Float32Array = session.run(["audio_embeddings"], {graph_input.name: frames[None]})[0][0]
         return embeddings
 
     def start_stream(self) -> OnnxAudioEncoderStream | None:
@@ -282,7 +292,8 @@ class OnnxAudioEncoderStream:
 
     def encode(self, frames: Float32Array) -> Float32Array:
         """See `AudioEncoderStream.encode`."""
-        embeddings, *states = self._session.run(self._names, {self._input: frames[None], **self._states})
+        with _failures_told():
+            embeddings, *states = self._session.run(self._names, {self._input: frames[None], **self._states})
         self._states = {
             name.replace("next_", "past_"): state for name, state in zip(self._names[1:], states, strict=True)
         }
@@ -300,7 +311,8 @@ class OnnxVisionEncoder:
     def encode(self, patches: Float32Array) -> Float32Array:
         """See `VisionEncoder.encode`."""
         self._vision.require_fitting(*patches.shape)
-        embeddings: Float32Array = self._session.run(["image_embeddings"], {"patches": patches[None]})[0][0]
+        with _failures_told():
+            embeddings: Float32Array = self._session.run(["image_embeddings"], {"patches": patches[None]})[0][0]
         return embeddings
 
 
@@ -318,7 +330,24 @@ def _load(path: Path, settings: EngineSettings) -> Any:
         with placed_threads(pinned=settings.pinned):
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises one class per status code, all directly below Exception
-        raise PackageError(f"onnxruntime cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+        raise PackageError(f"onnxruntime cannot load {path} ({_first_line(error)}).") from None
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """A graph that is not the one that the manifest describes is told about in one sentence."""
+    try:
+        yield
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:  # see _load
+        raise PackageError(
+            f"onnxruntime cannot run a graph of the package ({_first_line(error)}): convert the checkpoint again."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:

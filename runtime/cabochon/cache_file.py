@@ -8,6 +8,7 @@ images and sounds among the tokens, in whose places there are marks below 0.
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,13 +48,14 @@ def read_cache_file(path: Path, model: str) -> tuple[list[int], CacheRows, str]:
         PackageError: the file is damaged, or of another model.
     """
     with _opened(path) as file:
-        found, about, tokens = str(file["model"]), str(file["about"]), file["tokens"].tolist()
+        found, about, tokens = str(file["model"]), str(file["about"]), file["tokens"]
         arrays = _numbered(file, "rows_")
     if found != model:
         raise PackageError(f"{path} belongs to another model or version: make it again.")
-    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+    # Texts of no length take no room, and there may be any number of them.
+    if tokens.ndim != 1 or tokens.dtype != np.int64:
         raise PackageError(f"{path} has no list of tokens.")
-    return tokens, CacheRows(len(tokens), tuple(arrays)), about
+    return tokens.tolist(), CacheRows(len(tokens), tuple(arrays)), about
 
 
 def read_media(path: Path) -> list[np.ndarray]:
@@ -77,6 +79,9 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         # numpy would leave a file open that is no zip.
         with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            # A small file would become a large one in memory.
+            if any(each.compress_type != zipfile.ZIP_STORED for each in file.zip.infolist()):
+                raise PackageError(f"{path} is compressed, which no file of keys and values is: make it again.")
             yield file
     # numpy, zipfile, tokenize and lzma raise every kind for bytes that are no such file.
     except PackageError:

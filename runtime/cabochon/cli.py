@@ -51,7 +51,7 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
             sys.stdout.flush()
     except CabochonError as error:
         outcome.status = 2
-        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {_printable(' '.join(str(error).split()))}", file=sys.stderr)
     except BrokenPipeError:
         # The reader went away, as with `| head`.
         outcome.status = 1
@@ -63,6 +63,11 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
         _discard_output()
     except KeyboardInterrupt:
         outcome.status = 130
+
+
+def _printable(sentence: str) -> str:
+    """A name in a file from elsewhere may hold what a terminal takes for commands."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in sentence)
 
 
 def _discard_output() -> None:

@@ -102,9 +102,8 @@ def _serve_wyoming(arguments: argparse.Namespace) -> None:
 
 def _serve(arguments: argparse.Namespace) -> None:
     try:
-        import uvicorn
-
         from cabochon.server import ServerSettings, create_app
+        from cabochon.server_connections import make_server
     except ImportError as error:
         raise missing_dependency(str(error.name), "server") from None
     _check_port(arguments)
@@ -122,9 +121,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         names=tuple(arguments.allow_host),
     )
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(model, settings), arguments.host, arguments.port, log_level="warning")
-    )
+    server = make_server(create_app(model, settings), arguments.host, arguments.port)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{arguments.port}"
     print(

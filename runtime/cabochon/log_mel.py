@@ -40,6 +40,8 @@ class LogMelParameters:
             raise ValueError(f"fft_length {self.fft_length} is shorter than frame_length {self.frame_length}")
         if not 0 <= self.min_frequency < self.max_frequency <= self.sample_rate / 2:
             raise ValueError("expected 0 <= min_frequency < max_frequency <= sample_rate / 2")
+        if self.mel_bins > 1024 or self.fft_length > min(1 << 16, 64 * self.hop_length) or self.sample_rate > 384_000:
+            raise ValueError("the log-mel frontend is far larger than any for speech")
         if not 0 < self.mel_floor < math.inf:
             raise ValueError("mel_floor must be positive and finite, or silence has no logarithm")
 

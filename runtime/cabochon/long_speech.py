@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from cabochon.voice_activity import SileroDetector
 from cabochon.wav import SoundFile
 
 _BLOCK_SAMPLES = 160_000
+LONGEST_SECONDS = 1e9
+"""Of a sound, 30 years: what a file says beyond is no time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class SpokenPart:
     """False where the answer was cut at the longest length allowed."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end < math.inf:
+        if not 0 <= self.start <= self.end <= LONGEST_SECONDS:
             raise ValueError(f"a part lasts from {self.start} s to {self.end} s")
 
 

@@ -89,6 +89,17 @@ class Place:
         self._deadline = asyncio.get_running_loop().time() + time_limit
         self._closed = False
 
+    async def wait(self, event: asyncio.Event) -> None:
+        """Wait for something that is to be done.
+
+        Raises:
+            TimeoutError: nothing came for as long as all of it may take.
+        """
+        # Not wait_for, which loses a cancellation that comes together with what it waits for before Python 3.12:
+        # https://github.com/python/cpython/issues/86296
+        async with asyncio.timeout_at(self._deadline):
+            await event.wait()
+
     async def run(self, work: Callable[[], Item]) -> Item:
         """Wait for a piece of work in the model's thread.
 
@@ -99,7 +110,8 @@ class Place:
         if self._closing.is_set():
             raise BusyError
         future = asyncio.wrap_future(self._thread.submit(work))
-        return await asyncio.wait_for(future, self._deadline - asyncio.get_running_loop().time())
+        async with asyncio.timeout_at(self._deadline):
+            return await future
 
     def close(self) -> None:
         """Leave the line."""
@@ -142,7 +154,8 @@ class Job(Generic[Item]):
     async def _iterate(self) -> AsyncIterator[Item]:
         try:
             while True:
-                item = await asyncio.wait_for(self._items.get(), self._deadline - self._loop.time())
+                async with asyncio.timeout_at(self._deadline):
+                    item = await self._items.get()
                 if item is _END:
                     return
                 if isinstance(item, _Failure):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.errors import PackageError, RequestError
 from cabochon.image import ImageSource, ScaledImage
 from cabochon.json_dataclass import NOT_IN_JSON
 from cabochon.languages import language_name
@@ -93,20 +93,18 @@ def split_translation(text: str, prompts: Prompts, target: str) -> tuple[str, st
 
 
 class ChatTemplate:
-    """The checkpoint's Jinja chat template, run in a sandbox because it came with the checkpoint."""
+    """The checkpoint's Jinja chat template, run in a sandbox and within bounds because it came with the checkpoint."""
 
     def __init__(self, source: str, *, bos_token: str) -> None:
-        try:
-            import jinja2
-            from jinja2.sandbox import ImmutableSandboxedEnvironment
-        except ImportError:
-            raise missing_dependency("jinja2", "onnx") from None
+        from cabochon.bounded_template import BoundedEnvironment, run_template
+
         self._bos_token = bos_token
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._run = run_template
+        environment = BoundedEnvironment()
         environment.globals["raise_exception"] = _refuse
         try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError, ValueError) as error:
+            self._template = environment.read(source)
+        except Exception as error:  # besides Jinja's own, what Python says about the program that Jinja makes of it
             raise PackageError(
                 f"the chat template of the package is not valid Jinja ({_on_one_line(error)})."
             ) from None
@@ -140,12 +138,15 @@ class ChatTemplate:
 
     def _render(self, turns: list[dict[str, Any]], tools: list[dict[str, Any]], *, thinking: bool) -> str:
         try:
-            return self._template.render(
-                messages=turns,
-                tools=tools or None,
-                bos_token=self._bos_token,
-                add_generation_prompt=True,
-                enable_thinking=thinking,
+            return self._run(
+                self._template,
+                {
+                    "messages": turns,
+                    "tools": tools or None,
+                    "bos_token": self._bos_token,
+                    "add_generation_prompt": True,
+                    "enable_thinking": thinking,
+                },
             )
         except Exception as error:  # the template is a program from elsewhere, which can fail in every way
             raise RequestError(f"the chat template refuses this conversation ({_on_one_line(error)}).") from None
@@ -156,7 +157,11 @@ class PromptWriter:
 
     def __init__(self, package: Package, tokenizer: Tokenizer) -> None:
         manifest = package.manifest
-        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
+        path = package.path(manifest.chat_template_file)
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackageError(f"{path} is not readable text ({_on_one_line(error)}).") from None
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
         self._audio = manifest.audio

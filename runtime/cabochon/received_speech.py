@@ -34,6 +34,8 @@ class ReceivedSpeech:
         self._ended = False
         self._parts: list[SpokenPart] = []
         self._hearing = asyncio.create_task(self._hear())
+        # Here, because a task that is cancelled before its first step never comes to a `finally` of its own.
+        self._hearing.add_done_callback(self._leave)
 
     def push(self, samples: Float32Array) -> None:
         """The next samples, float32 of any number; they wait while the model is busy."""
@@ -58,15 +60,18 @@ class ReceivedSpeech:
 
     async def _hear(self) -> None:
         live = self._live
-        try:
-            while True:
-                await self._changed.wait()
-                self._changed.clear()
-                waiting, self._waiting, ended = self._waiting, [], self._ended
-                if waiting:
-                    self._parts += await self._place.run(partial(live.push, np.concatenate(waiting)))
-                if ended:
-                    self._parts += await self._place.run(live.finish)
-                    return
-        finally:
-            self._place.close()
+        while True:
+            # Who says nothing more must not keep the place.
+            await self._place.wait(self._changed)
+            self._changed.clear()
+            waiting, self._waiting, ended = self._waiting, [], self._ended
+            if waiting:
+                self._parts += await self._place.run(partial(live.push, np.concatenate(waiting)))
+            if ended:
+                self._parts += await self._place.run(live.finish)
+                return
+
+    def _leave(self, hearing: asyncio.Task[None]) -> None:
+        self._place.close()
+        if not hearing.cancelled():
+            hearing.exception()  # which nobody may ask for

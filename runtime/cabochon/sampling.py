@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.errors import RequestError
+from cabochon.errors import PackageError, RequestError
 
 if TYPE_CHECKING:
     from cabochon.manifest import Sampling
@@ -76,15 +76,22 @@ class Sampler:
         self._seen = set(prompt) if settings.repetition_penalty != 1 else set()
 
     def choose(self, logits: Float32Array) -> int:
-        """The next token, from raw (not yet soft-capped) logits [vocabulary]; the array is changed in place."""
+        """The next token, from raw (not yet soft-capped) logits [vocabulary]; the array is changed in place.
+
+        Raises:
+            PackageError: none of them can be chosen, because they are no numbers, or all are suppressed.
+        """
         settings, cap = self._settings, self._logit_softcap
         if settings.repetition_penalty != 1:
             logits[:] = self._penalized(soft_cap(logits, cap))
             cap = 0.0
         logits[self._suppress] = -np.inf
+        largest = logits.max()
+        if not np.isfinite(largest):
+            raise PackageError("the model gives no number for any token that it may say: convert the checkpoint again.")
         if settings.temperature == 0:
             # The soft cap is monotonic, so it cannot change which logit is the largest.
-            token = int(np.argmax(logits >= logits.max() - np.float32(NEAR_TIE)))
+            token = int(np.argmax(logits >= largest - np.float32(NEAR_TIE)))
         else:
             candidates, probabilities = self._candidates(logits, cap)
             token = int(self._random.choice(candidates, p=probabilities))

@@ -41,6 +41,9 @@ try:
 except ImportError as error:
     raise missing_dependency(str(error.name), "server") from None
 
+LONGEST_SOUND = 24
+"""Silence is passed over at some 100 times its speed on a Raspberry Pi, and nobody can be told meanwhile to stop: a
+file of a few megabytes may hold weeks of it."""
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 
 
@@ -55,7 +58,7 @@ class ServerSettings:
     longest_queue: int = 8
     """Requests that wait or are answered; more are refused with status 429."""
     time_limit: float = 600.0
-    """Seconds for a request, waiting included."""
+    """Seconds for a request, waiting included; a sound may last `LONGEST_SOUND` times as long."""
     max_bytes: int = 64_000_000
     """Of a request."""
     max_tokens: int = 1024
@@ -64,6 +67,11 @@ class ServerSettings:
     """Listened at."""
     names: tuple[str, ...] = ()
     """Further ones under which the server may be addressed."""
+
+    @property
+    def longest_sound(self) -> float:
+        """Seconds of a sound that is heard part by part."""
+        return LONGEST_SOUND * max(self.time_limit, 60.0)
 
 
 class _Error(BaseModel):
@@ -137,7 +145,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
         response_format: Annotated[Format, Form()] = "json",
         stream: Annotated[bool, Form()] = False,
     ) -> Response:
-        hear = _Hearing(SpeechTask(model, language, None, settings.max_tokens))
+        hear = _Hearing(SpeechTask(model, language, None, settings.max_tokens), settings.longest_sound)
         return await _heard(queue, file, hear, "transcribe", response_format, stream=stream)
 
     @app.post("/v1/audio/translations", responses=ANSWERS, **guarded)
@@ -150,7 +158,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
     ) -> Response:
         if language is None:
             raise RequestError("the model has to know the spoken language: add the field language.")
-        hear = _Hearing(SpeechTask(model, language, target, settings.max_tokens))
+        hear = _Hearing(SpeechTask(model, language, target, settings.max_tokens), settings.longest_sound)
         return await _heard(queue, file, hear, "translate", response_format, stream=stream)
 
     @app.post("/v1/chat/completions", responses=ANSWERS, **guarded)
@@ -169,14 +177,23 @@ class _Hearing:
     """What to ask about a sound."""
 
     task: SpeechTask
+    longest: float
+    """Seconds that are listened to at all."""
 
     def pieces(self, path: Path, *, with_times: bool) -> Iterator[str | SpokenPart]:
         """Text as it comes, and every part when it has ended.
 
         A sound that the model takes whole is one part, unless times are asked for.
+
+        Raises:
+            AudioError: it cannot be read, or is too long.
         """
         task, audio = self.task, self.task.model.audio_model
         seconds = SoundFile(path, audio.sample_rate).seconds
+        if seconds > self.longest:
+            raise AudioError(
+                f"the sound lasts {seconds:.0f} s, but this server listens to {self.longest:.0f} s: cut it into parts."
+            )
         if with_times or seconds * audio.sample_rate > audio.max_samples:
             for part in task.answer_long(path):
                 yield f"{task.text(part)} "

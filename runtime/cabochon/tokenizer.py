@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ from cabochon.freed_memory import return_freed_memory
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 """How a vocabulary writes the tokens that spell a rare character byte by byte."""
+MAX_BYTES = 1 << 28
+"""Of a tokenizer.json; the published one has 32 million."""
+_ROUNDS = 100
+"""Of breaking control tokens; two are enough where a tokenizer does not put spaces together."""
 
 
 class Tokenizer:
@@ -22,11 +28,17 @@ class Tokenizer:
         except ImportError:
             raise missing_dependency("tokenizers", "onnx") from None
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise PackageError(f"{path} is {path.stat().st_size} bytes long, too long for a tokenizer.")
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        except PackageError:
+            raise
+        except BaseException as error:
+            _raise_other_kinds(error)
             raise PackageError(
-                f"{path} is not a tokenizer ({error}): copy it from the original checkpoint again."
+                f"{path} is not a tokenizer ({_on_one_line(error)}): copy it from the original checkpoint again."
             ) from None
+        _refuse_patterns(self._tokenizer, path)
         return_freed_memory()
         added = self._tokenizer.get_added_tokens_decoder()
         # Gemma 4 does not call all of its control tokens special: <|channel> is one.
@@ -40,10 +52,12 @@ class Tokenizer:
     def spell(self, count: int) -> list[bytes]:
         """The bytes of the first `count` tokens behind other text; nothing for ids that the vocabulary lacks."""
         (letter,) = self.encode("a")[:1] or [0]
-        before = self._tokenizer.decode([letter], skip_special_tokens=False)
+        before = self.decode_with_control_tokens([letter])
         pairs = [[letter, token] for token in range(min(count, self.largest_token + 1))]
         spelled = []
-        for token, text in enumerate(self._tokenizer.decode_batch(pairs, skip_special_tokens=False)):
+        with _failures_told():
+            texts = self._tokenizer.decode_batch(pairs, skip_special_tokens=False)
+        for token, text in enumerate(texts):
             written = self._tokenizer.id_to_token(token) or ""
             is_byte = BYTE_TOKEN.fullmatch(written) is not None
             spelled.append(bytes([int(written[3:5], 16)]) if is_byte else text[len(before) :].encode())
@@ -60,8 +74,12 @@ class Tokenizer:
         return ids
 
     def break_control_tokens(self, text: str) -> str:
-        """The text with a space inside whatever would become a control token."""
-        while True:
+        """The text with a space inside whatever would become a control token.
+
+        Raises:
+            PackageError: the tokenizer makes control tokens of it whatever stands between.
+        """
+        for _ in range(_ROUNDS):
             encoding = self._encoding(text)
             places = zip(encoding.ids, encoding.offsets, strict=True)
             found = [place for token, place in places if token in self._control_tokens]
@@ -72,15 +90,18 @@ class Tokenizer:
                 parts += [text[done:start], _broken(text[start:end])]
                 done = end
             text = "".join([*parts, text[done:]])
+        raise PackageError("the tokenizer of the package makes control tokens of any text: copy the original one.")
 
     def decode(self, tokens: list[int]) -> str:
         """The text of tokens, without control tokens."""
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        with _failures_told():
+            text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
     def decode_with_control_tokens(self, tokens: list[int]) -> str:
         """The text of tokens, with control tokens as they are written."""
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
+        with _failures_told():
+            text: str = self._tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 
     def token_text(self, token: int) -> str:
@@ -101,13 +122,45 @@ class Tokenizer:
 
     def _encoding(self, text: str) -> Any:
         try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
+            with _failures_told():
+                return self._tokenizer.encode(text, add_special_tokens=False)
         except TypeError:  # what the library makes of half a surrogate pair, which is how Python reads stray bytes
             raise RequestError("the text holds bytes that are not UTF-8: expected readable text.") from None
 
     def start_stream(self) -> TokenStream:
         """A decoder that turns tokens into text one by one."""
         return TokenStream(self)
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """What the library says about a tokenizer that does not work becomes one sentence."""
+    try:
+        yield
+    except TypeError:
+        raise
+    except BaseException as error:
+        _raise_other_kinds(error)
+        raise PackageError(
+            f"the tokenizer of the package fails ({_on_one_line(error)}): copy the original one."
+        ) from None
+
+
+def _raise_other_kinds(error: BaseException) -> None:
+    """The library raises bare Exception, and where it gives up what is none: https://docs.rs/pyo3/latest/pyo3/panic/"""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _refuse_patterns(tokenizer: Any, path: Path) -> None:
+    """Regular expressions can take for ever on a text that is made for it, and no Gemma has any."""
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder):
+        if part is not None and b'{"Regex":' in part.__getstate__():
+            raise PackageError(f"{path} cuts texts by regular expressions, which no Gemma does: copy the original one.")
+
+
+def _on_one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _broken(control_token: str) -> str:

@@ -21,6 +21,8 @@ VideoSource = str | os.PathLike[str] | Sequence[ImageSource]
 FRAMES_PER_SECOND = 1
 LONGEST_SECONDS = 60
 """What Gemma 4 was made for, says its card: https://ai.google.dev/gemma/docs/core/model_card_4"""
+MOST_FRAMES_PER_SECOND = 240
+"""Of a file: all up to the last one that is seen have to be decoded."""
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # Files alone: some demuxers of FFmpeg's follow a playlist to other files and hosts.
 _CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,ogg,gif,asf,apng,m4v,mpegvideo,h264,hevc,ivf"
@@ -92,6 +94,10 @@ def _read_file(path: Path, vision: VisionModel, budget: int) -> ScaledVideo:
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise ImageError(f"{path} has frames of more than {MAX_PIXELS} pixels: scale it down.")
         rate, count = float(stream.average_rate or 0), stream.frames or _count(container, stream)
+        if rate > MOST_FRAMES_PER_SECOND:
+            raise ImageError(
+                f"{path} has {rate:.0f} frames a second, expected at most {MOST_FRAMES_PER_SECOND}: leave some out."
+            )
         if rate <= 0 or count < 1:
             raise ImageError(f"{path} does not say how many frames it has a second: convert it to an MP4.")
         if count / rate > LONGEST_SECONDS + 0.5:
@@ -134,7 +140,9 @@ def _upright(frame: Any) -> np.ndarray:
 @contextmanager
 def _opened(path: Path, library: Any) -> Iterator[Any]:
     """A container that FFmpeg has opened; whatever it says about it becomes one sentence."""
-    library.logging.set_level(library.logging.PANIC)
+    # Of a level, FFmpeg's threads would call into Python to log, and wait for whom waits for them:
+    # https://github.com/PyAV-Org/PyAV/issues/751
+    library.logging.set_level(None)
     try:
         with path.open("rb") as file, library.open(file, options={"format_whitelist": _CONTAINERS}) as container:
             yield container

@@ -35,6 +35,8 @@ class VisionModel:
             raise ValueError("soft_token_budgets are not positive numbers in ascending order")
         if self.default_soft_token_budget not in budgets:
             raise ValueError(f"default_soft_token_budget is {self.default_soft_token_budget}, not one of the budgets")
+        if budgets[-1] * (self.patch_size * self.pooling_kernel_size) ** 2 > 1 << 26 or self.position_limit > 1 << 20:
+            raise ValueError("the vision model looks at images of more than 67 million pixels")
         # An image may be a strip.
         if budgets[-1] * self.pooling_kernel_size > self.position_limit:
             raise ValueError(f"position_limit is {self.position_limit}, too small for {budgets[-1]} tokens in a row")

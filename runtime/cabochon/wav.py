@@ -17,6 +17,10 @@ from cabochon.errors import AudioError, missing_dependency
 # Lengths from here on are placeholders: espeak-ng writes 0x7ffff000, sox and ffmpeg 0x7fffffff or 0xffffffff.
 STREAMED_LENGTH = 0x7FFF_0000
 _BLOCK_SECONDS = 10
+_BLOCK_VALUES = 4_000_000
+"""Samples of all channels, of which a file may claim a thousand."""
+SAMPLE_RATES = (1000, 384_000)
+"""Fewest and most a second: whoever claims others has no speech, but may fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,8 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int, max_samples: int)
     """
     with _opened(path) as file:
         _check_length(Path(path), file.frames, file.samplerate, sample_rate, max_samples)
-        channels = file.read(dtype="float32", always_2d=True)  # [samples, channels]
         note = _note(Path(path), file.samplerate, sample_rate, file.channels, file.subtype)
-        mono = _mix_down(Path(path), channels)
+        mono = np.concatenate([np.zeros(0, np.float32), *_mono_blocks(Path(path), file)])
         if len(mono) == 0:
             raise AudioError(f"{path} holds no samples: expected speech.")
         return Sound(np.clip(resample(mono, file.samplerate, sample_rate), -1.0, 1.0), sample_rate, note)
@@ -81,10 +84,11 @@ class SoundFile:
     def blocks(self, start: int = 0) -> Iterator[Float32Array]:
         """Its mono waveform from a sample on, counted at the wanted rate: float32 [samples], some seconds each."""
         with _opened(self.path) as file:
+            _check_rate(self.path, file.samplerate)
             file.seek(min(file.frames, round(start * file.samplerate / self._sample_rate)))
             change = _rate_change(file.samplerate, self._sample_rate)
-            while len(channels := file.read(_BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)):
-                yield np.clip(change(_mix_down(self.path, channels), False), -1.0, 1.0)
+            for mono in _mono_blocks(self.path, file):
+                yield np.clip(change(mono, False), -1.0, 1.0)
             yield np.clip(change(np.zeros(0, np.float32), True), -1.0, 1.0)
 
 
@@ -116,6 +120,13 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     # soundfile raises TypeError for a headerless .raw file.
     except (soundfile.LibsndfileError, RuntimeError, OSError, TypeError) as error:
         raise AudioError(f"{file_path} cannot be read as sound ({_first_line(error)}).") from None
+
+
+def _mono_blocks(path: Path, file: Any) -> Iterator[Float32Array]:
+    """What is left of an open file, some seconds at a time: float32 [samples] in [-1, 1]."""
+    samples = max(1, min(_BLOCK_SECONDS * file.samplerate, _BLOCK_VALUES // file.channels))
+    while len(channels := file.read(samples, dtype="float32", always_2d=True)):  # [samples, channels]
+        yield _mix_down(path, channels)
 
 
 def _mix_down(path: Path, channels: Float32Array) -> Float32Array:
@@ -186,8 +197,9 @@ def _check_length(path: Path, frames: int, found_rate: int, wanted_rate: int, ma
 
 
 def _check_rate(path: Path, found_rate: int) -> None:
-    if found_rate <= 0:
-        raise AudioError(f"{path} states a sample rate of {found_rate} Hz, which cannot be.")
+    least, most = SAMPLE_RATES
+    if not least <= found_rate <= most:
+        raise AudioError(f"{path} states a sample rate of {found_rate} Hz, expected {least} to {most}: save it again.")
 
 
 def _note(path: Path, found_rate: int, wanted_rate: int, channel_count: int, encoding: str) -> str:

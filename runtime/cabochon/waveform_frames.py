@@ -24,6 +24,8 @@ class WaveformFrameParameters:
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.frame_length) <= 0:
             raise ValueError("sample_rate and frame_length must be positive")
+        if self.sample_rate > 384_000 or self.frame_length > self.sample_rate:
+            raise ValueError("a frame is longer than a second, or the sample rate is above 384000")
 
     @property
     def hop_length(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,6 +41,9 @@ SAMPLE_TYPES: dict[int, tuple[np.dtype[Any], int, float]] = {
 _US = Attribution("cabochon", "")
 _LARGEST_EVENT = 1_000_000
 """Bytes; clients send fractions of a second."""
+MOST_CONNECTIONS = 64
+SPEAKING_SECONDS, IDLE_SECONDS = 30.0, 600.0
+"""For which a client that speaks, and one that does not, may send nothing, or not read what it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +105,14 @@ async def serve_wyoming(
     queue = ModelQueue(settings.longest_queue, settings.time_limit)
     server = AsyncTcpServer(host, port)
 
+    connected: set[asyncio.StreamWriter] = set()
+
     def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> AsyncEventHandler:
-        return _Handler(_LimitedReader(reader), writer, model, queue, settings)
+        connected.difference_update([each for each in connected if each.is_closing()])
+        if len(connected) >= MOST_CONNECTIONS:
+            writer.close()
+        connected.add(writer)
+        return make_handler(reader, writer, model, queue, settings)
 
     try:
         await server.start(handler)
@@ -116,29 +125,54 @@ async def serve_wyoming(
         queue.close()
 
 
+def make_handler(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    model: Model,
+    queue: ModelQueue,
+    settings: WyomingSettings,
+) -> AsyncEventHandler:
+    """What answers one client as long as it runs."""
+    return _Handler(_LimitedReader(reader), writer, model, queue, settings)
+
+
 class _LimitedReader:
-    """Refuses events that are too large to be speech."""
+    """Refuses events that are too large to be speech, and waits for none for ever."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = reader
+        self.patience = IDLE_SECONDS
+        """Seconds that the rest of a line or of an event may take."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)
 
     async def readexactly(self, count: int) -> bytes:
-        """See `asyncio.StreamReader.readexactly`; ends the connection where it is too much."""
+        """See `asyncio.StreamReader.readexactly`; ends the connection where it is too much, or takes too long."""
         if not 0 <= count <= _LARGEST_EVENT:
             raise ConnectionError(f"an event of {count} bytes")
-        return await self._reader.readexactly(count)
+        async with asyncio.timeout(self.patience):
+            return await self._reader.readexactly(count)
+
+    async def readline(self) -> bytes:
+        """See `asyncio.StreamReader.readline`; TimeoutError where none comes."""
+        async with asyncio.timeout(self.patience):
+            return await self._reader.readline()
 
 
 class _Handler(AsyncEventHandler):
     """One client."""
 
     def __init__(
-        self, reader: Any, writer: asyncio.StreamWriter, model: Model, queue: ModelQueue, settings: WyomingSettings
+        self,
+        reader: _LimitedReader,
+        writer: asyncio.StreamWriter,
+        model: Model,
+        queue: ModelQueue,
+        settings: WyomingSettings,
     ) -> None:
-        super().__init__(reader, writer)
+        super().__init__(cast(asyncio.StreamReader, reader), writer)
+        self._limited = reader
         self._model, self._queue, self._settings = model, queue, settings
         self._wish = Transcribe()
         self._speech: ReceivedSpeech | None = None
@@ -151,10 +185,18 @@ class _Handler(AsyncEventHandler):
         """Receive events; what is no event ends the connection."""
         try:
             await super().run()
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, ConnectionError, RecursionError):
+        except (
+            ValueError, KeyError, TypeError, AttributeError, EOFError, ConnectionError, TimeoutError, RecursionError,
+            OverflowError,
+        ):  # fmt: skip
             self.writer.close()
         finally:
             self._forget()
+
+    async def write_event(self, event: Event) -> None:
+        """See `AsyncEventHandler.write_event`; TimeoutError where nobody reads it."""
+        async with asyncio.timeout(SPEAKING_SECONDS):
+            await super().write_event(event)
 
     async def handle_event(self, event: Event) -> bool:
         """See `AsyncEventHandler.handle_event`."""
@@ -189,6 +231,7 @@ class _Handler(AsyncEventHandler):
             self._rate = chunk.rate
             self._resampling = ResampleStream(chunk.rate, self._model.audio_model.sample_rate)
             self._speech = self._begin()
+            self._limited.patience = SPEAKING_SECONDS
         if chunk.rate != self._rate:
             raise RequestError(f"the sound changes from {self._rate} samples a second to {chunk.rate}: send one rate.")
         self._samples += len(samples)
@@ -215,6 +258,7 @@ class _Handler(AsyncEventHandler):
         if self._speech is not None:
             self._speech.cancel()
         self._speech, self._samples = None, 0
+        self._limited.patience = IDLE_SECONDS
 
 
 def samples_of(chunk: AudioChunk) -> Float32Array:

@@ -307,3 +307,21 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path: Path, value: 
     with refused(CheckpointError, "w", "not finite"):
         checkpoint.read("w", (4, 8))
     assert not np.isfinite(checkpoint.read("w", (4, 8), may_be_infinite=True)).all()
+
+
+def test_tensors_in_the_same_place_are_refused(folder: Path) -> None:
+    write_header(folder, {"a": entry(), "b": entry(data_offsets=[8, 32])}, bytes(32))
+    with refused(CheckpointError, "'a'", "'b'", "same place"):
+        open_checkpoint(folder)
+
+
+def test_a_tensor_of_more_dimensions_than_any_has_is_refused(folder: Path) -> None:
+    write_header(folder, {"a": entry(shape=[1] * 33 + [6])}, bytes(24))
+    with refused(CheckpointError, "wrongly"):
+        open_checkpoint(folder)
+
+
+def test_the_name_of_a_tensor_does_not_reach_a_terminal_as_a_command(folder: Path) -> None:
+    write_header(folder, {"a\n\x1b[2J": entry(shape=[7])}, bytes(24))
+    with refused(CheckpointError, r"a\n\x1b[2J"):
+        open_checkpoint(folder)

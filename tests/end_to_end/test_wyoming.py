@@ -240,3 +240,53 @@ def test_an_address_that_is_taken_is_refused(model: cabochon.Model) -> None:
         port = taken.getsockname()[1]
         with refused(cabochon.RequestError, str(port)):
             asyncio.run(serve_wyoming(model, SETTINGS, "127.0.0.1", port))
+
+
+def test_who_sends_a_little_and_goes_away_at_once_leaves_the_line(model: cabochon.Model) -> None:
+    chunk = AudioChunk(16_000, 2, 1, bytes(640)).event()
+    line = json.dumps({"type": chunk.type, "data": chunk.data, "payload_length": 640}).encode() + b"\n"
+
+    async def talk(client: AsyncTcpClient) -> object:
+        for _ in range(2 * SETTINGS.longest_queue):
+            reader, writer = await asyncio.open_connection(client.host, client.port)
+            writer.write(line + bytes(640))
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+        return await speaking(np.zeros(1600, np.float32), Transcribe(language="en"))(client)
+
+    assert not isinstance(ask(model, SETTINGS, talk), Error)
+
+
+def test_who_says_nothing_more_is_not_waited_for(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cabochon.wyoming_server.SPEAKING_SECONDS", 0.3)
+
+    async def talk(client: AsyncTcpClient) -> object:
+        await client.write_event(AudioChunk(16_000, 2, 1, bytes(640)).event())
+        return await client.read_event()
+
+    assert ask(model, replace(SETTINGS, time_limit=600.0), talk) is None
+
+
+def test_a_place_is_free_when_the_time_for_an_answer_is_over(model: cabochon.Model) -> None:
+    async def talk(client: AsyncTcpClient) -> object:
+        await client.write_event(AudioChunk(16_000, 2, 1, bytes(640)).event())
+        await asyncio.sleep(1.0)
+        async with AsyncTcpClient(client.host, client.port) as other:
+            return await speaking(np.zeros(1600, np.float32), Transcribe(language="en"))(other)
+
+    assert not isinstance(ask(model, replace(SETTINGS, longest_queue=1, time_limit=0.6), talk), Error)
+
+
+def test_so_many_connect_and_no_more(model: cabochon.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cabochon.wyoming_server.MOST_CONNECTIONS", 3)
+
+    async def talk(client: AsyncTcpClient) -> object:
+        others = [await asyncio.open_connection(client.host, client.port) for _ in range(3)]
+        refused_at_once = await asyncio.wait_for(others[-1][0].read(), 5)
+        for _, writer in others:
+            writer.close()
+        await client.write_event(Describe().event())
+        return refused_at_once == b"" and await client.read_event() is not None
+
+    assert ask(model, SETTINGS, talk) is True

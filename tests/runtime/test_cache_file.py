@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,4 +77,22 @@ def test_no_code_is_run_from_a_file(tmp_path: Path) -> None:
         read_cache_file(path, "mine")
     np.savez(path, model=np.array("mine"), about=np.array(""), tokens=np.array(["a"]))
     with refused(PackageError, "tokens"):
+        read_cache_file(path, "mine")
+
+
+def test_a_file_that_is_compressed_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez_compressed(path, model=np.array("mine"), about=np.array(""), tokens=np.array([5]), rows_0=np.zeros(10**6))
+    assert path.stat().st_size < 10_000
+    with refused(PackageError, "compressed"):
+        read_cache_file(path, "mine")
+
+
+def test_tokens_that_take_no_room_in_the_file_are_no_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npz"
+    np.savez(path, model=np.array("mine"), about=np.array(""))
+    with zipfile.ZipFile(path, "a") as file, file.open("tokens.npy", "w") as tokens:
+        np.lib.format.write_array_header_1_0(tokens, {"descr": "<U0", "fortran_order": False, "shape": (10**12,)})
+    assert path.stat().st_size < 10_000
+    with refused(PackageError, "no list of tokens"):
         read_cache_file(path, "mine")

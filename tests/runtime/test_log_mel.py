@@ -43,7 +43,7 @@ def test_every_frame_of_real_audio_equals_the_reference(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
-@given(st.integers(0, 5000), st.integers(1, 400), st.integers(1, 400))
+@given(st.integers(0, 5000), st.integers(1, 400), st.integers(8, 400))
 def test_the_frame_count_is_that_of_the_log_mel(samples: int, frame_length: int, hop_length: int) -> None:
     parameters = replace(PUBLISHED, frame_length=frame_length, hop_length=hop_length)
     count = parameters.frame_count(samples)
@@ -75,8 +75,10 @@ def test_a_stereo_waveform_is_refused() -> None:
         {"frame_length": 0},
         {"frame_length": 513},
         {"hop_length": 0},
+        {"hop_length": 7},
         {"fft_length": 0},
         {"mel_bins": 0},
+        {"mel_bins": 1025},
         {"min_frequency": -1.0},
         {"min_frequency": 8000.0},
         {"max_frequency": 8001.0},
@@ -90,7 +92,7 @@ def test_a_stereo_waveform_is_refused() -> None:
     ids=str,
 )
 def test_impossible_parameters_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must be positive|expected 0|shorter than"):
+    with pytest.raises(ValueError, match=r"must be positive|expected 0|shorter than|far larger"):
         LogMelParameters(**(asdict(PUBLISHED) | change))
 
 

@@ -185,14 +185,16 @@ def audio_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[AudioModel
         LogMelParameters,
         sample_rate=st.integers(16_000, 96_000),
         frame_length=st.integers(1, 400),
-        hop_length=SIZES,
+        hop_length=st.integers(16, 1 << 40),
         fft_length=st.sampled_from([512, 1024]),
-        mel_bins=SIZES,
+        mel_bins=st.integers(1, 1024),
         min_frequency=st.floats(0, 100),
         max_frequency=st.floats(1000, 8000),
         mel_floor=st.floats(1e-9, 1),
     )
-    samples = st.builds(WaveformFrameParameters, sample_rate=SIZES, frame_length=SIZES)
+    samples = st.builds(
+        WaveformFrameParameters, sample_rate=st.integers(800, 384_000), frame_length=st.integers(1, 800)
+    )
     frontends = st.tuples(parameters, st.none()) | st.tuples(st.none(), samples)
     return frontends.flatmap(lambda pair: audio_models_of(*pair, tokens))
 
@@ -204,7 +206,7 @@ def audio_models_of(
         AudioModel,
         log_mel=st.just(log_mel),
         waveform_frames=st.just(waveform_frames),
-        max_samples=SIZES,
+        max_samples=st.integers(1, 1 << 30),
         frames_per_token=SIZES,
         begin_token=tokens,
         soft_token=tokens,
@@ -217,9 +219,9 @@ def vision_models(tokens: st.SearchStrategy[int]) -> st.SearchStrategy[VisionMod
     return budgets.flatmap(
         lambda choices: st.builds(
             VisionModel,
-            patch_size=SIZES,
+            patch_size=st.integers(1, 64),
             pooling_kernel_size=st.integers(1, 4),
-            position_limit=st.integers(4000, 1 << 40),
+            position_limit=st.integers(4000, 1 << 20),
             soft_token_budgets=st.just(tuple(choices)),
             default_soft_token_budget=st.sampled_from(choices),
             begin_token=tokens,
@@ -460,3 +462,23 @@ def test_audio_tokens_count_a_started_token_as_whole() -> None:
     assert audio is not None
     four = replace(audio, frames_per_token=4)
     assert [four.token_count(frames) for frames in (0, 1, 4, 5, 8, 9)] == [0, 1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("audio", "max_samples"), 1 << 40),
+        (("audio", "log_mel", "fft_length"), 1 << 30),
+        (("audio", "log_mel", "mel_bins"), 1 << 30),
+        (("vision", "patch_size"), 1 << 20),
+        (("vision", "position_limit"), 1 << 40),
+    ],
+)
+def test_sizes_that_would_fill_any_memory_are_refused(place: tuple[str, ...], value: int) -> None:
+    manifest = golden_value()
+    section = manifest
+    for name in place[:-1]:
+        section = section[name]
+    section[place[-1]] = value
+    with refused(PackageError, "not usable", place[0]):
+        manifest_from_text(json.dumps(manifest), "manifest.json")

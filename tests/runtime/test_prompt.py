@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 from conftest import TINY
 from hypothesis import given
@@ -8,13 +11,17 @@ from refusals import refused
 
 from cabochon.errors import PackageError, RequestError
 from cabochon.languages import LANGUAGE_NAMES, language_name
+from cabochon.manifest import read_manifest
+from cabochon.package import Package
 from cabochon.prompt import (
     ChatTemplate,
     Message,
+    PromptWriter,
     split_translation,
     transcription_instruction,
     translation_instruction,
 )
+from cabochon.tokenizer import Tokenizer
 from cabochon_convert.processor import PROMPTS
 
 LANGUAGES = st.sampled_from(sorted(LANGUAGE_NAMES.values()))
@@ -149,3 +156,10 @@ def test_a_template_that_fails_on_a_conversation_is_a_refusal(template: str) -> 
 def test_a_template_that_is_not_jinja_is_refused(template: str) -> None:
     with refused(PackageError, "not valid Jinja"):
         render(template)
+
+
+def test_a_template_that_is_no_text_is_refused(random_package: Path, tmp_path: Path) -> None:
+    package = Package(Path(shutil.copytree(random_package, tmp_path / "package")), read_manifest(random_package))
+    package.path(package.manifest.chat_template_file).write_bytes(b"\xff\xfe")
+    with refused(PackageError, "not readable text"):
+        PromptWriter(package, Tokenizer(package.path(package.manifest.tokenizer_file)))

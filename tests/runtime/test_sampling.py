@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from refusals import refused
 
+from cabochon.errors import PackageError
 from cabochon.sampling import NEAR_TIE, Sampler, SamplingSettings, soft_cap
 
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.floats(-80, 80, width=32))
@@ -123,3 +125,17 @@ def test_a_temperature_that_is_no_number_is_refused() -> None:
     for temperature in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="expected temperature"):
             SamplingSettings(temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logits", [[np.nan, 1.0], [np.inf, 1.0], [-np.inf, -np.inf]], ids=str)
+def test_logits_of_which_none_can_be_chosen_are_told_about_in_one_sentence(
+    logits: list[float], temperature: float
+) -> None:
+    with refused(PackageError, "no number for any token"):
+        Sampler(SamplingSettings(temperature=temperature), (), 0.0).choose(np.array(logits, np.float32))
+
+
+def test_a_model_that_suppresses_everything_says_so() -> None:
+    with refused(PackageError, "no number for any token"):
+        Sampler(SamplingSettings(), (0, 1, 2), 30.0).choose(np.zeros(3, np.float32))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,36 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: bytes) 
 def test_a_text_that_is_not_utf_8_is_refused(tokenizer: Tokenizer) -> None:
     with refused(RequestError, "not UTF-8"):
         tokenizer.encode(b"caf\xe9".decode(errors="surrogateescape"))
+
+
+TINY_MODEL = {"type": "BPE", "vocab": {"a": 0, "b": 1, "<unk>": 2}, "merges": [], "unk_token": "<unk>"}
+
+
+def test_a_tokenizer_with_regular_expressions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    path.write_text(json.dumps({"version": "1.0", "model": TINY_MODEL, "added_tokens": [], "pre_tokenizer": split}))
+    with refused(PackageError, "regular expressions"):
+        Tokenizer(path)
+    word = TINY_MODEL | {"vocab": {"Regex": 0, "b": 1, "<unk>": 2}}
+    path.write_text(json.dumps({"version": "1.0", "model": word, "added_tokens": []}))
+    assert Tokenizer(path).largest_token == 2
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_told_about_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    words = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
+    path.write_text(json.dumps({"version": "1.0", "model": words, "added_tokens": []}))
+    with refused(PackageError, "the tokenizer of the package fails"):
+        Tokenizer(path).encode("b")
+
+
+def test_a_tokenizer_that_makes_control_tokens_of_any_text_is_given_up(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    added = {"id": 3, "content": "ab", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True,
+             "special": True}  # fmt: skip
+    together = {"type": "Replace", "pattern": {"String": " "}, "content": ""}
+    whole = {"version": "1.0", "model": TINY_MODEL, "added_tokens": [added], "normalizer": together}
+    path.write_text(json.dumps(whole))
+    with refused(PackageError, "control tokens of any text"):
+        Tokenizer(path).break_control_tokens("ab")

@@ -172,3 +172,10 @@ def test_what_was_cut_off_or_altered_costs_only_the_parts_behind_it(
 def test_a_folder_that_cannot_be_written_is_told_in_one_sentence(tmp_path: Path) -> None:
     with refused(RequestError, "cannot be written"):
         Unfinished(tmp_path / "missing" / "a.txt", WORK)
+
+
+def test_a_time_that_no_sound_has_is_refused_before_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "transcript.json"
+    path.write_text('{"parts": [{"start": 0, "end": 1e308, "transcript": "a"}]}')
+    with refused(RequestError, "not a transcript"):
+        read_transcript(path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -164,3 +167,34 @@ def test_a_damaged_video_gives_frames_or_one_sentence(tmp_path: Path, data: st.D
         return
     assert len(sentence.splitlines()) == 1
     assert sentence.endswith(".")
+
+
+def test_a_video_that_claims_a_million_frames_a_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fast.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=1_000_000)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+        for _ in range(5):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuvj420p")))
+        container.mux(stream.encode())
+    with refused(ImageError, "frames a second", "at most 240"):
+        read_video(path, VISION, 70)
+
+
+def test_a_damaged_video_never_hangs_however_often_it_is_read() -> None:
+    # What FFmpeg says about it comes from its threads. In a process of its own, which can be ended.
+    found = Path(__file__).parents[1] / "fuzz" / "corpus" / "video" / "found-hang-of-logging"
+    program = (
+        "import sys\n"
+        "from fuzz.parsers import VISION\n"
+        "from cabochon.errors import ImageError\n"
+        "from cabochon.video import read_video\n"
+        "for _ in range(150):\n"
+        "    try:\n"
+        "        read_video(sys.argv[1], VISION, 70)\n"
+        "    except ImageError:\n"
+        "        pass\n"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    command = [sys.executable, "-c", program, str(found)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, timeout=200, check=True)

@@ -232,3 +232,28 @@ def test_a_long_file_that_cannot_be_used_is_refused(tmp_path: Path, content: byt
     (tmp_path / "bad.wav").write_bytes(content)
     with refused(AudioError, "bad.wav"):
         SoundFile(tmp_path / "bad.wav", RATE)
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 384_001, 0x7FFFFFFF])
+def test_a_sample_rate_that_no_speech_has_is_refused_before_anything_is_read(tmp_path: Path, rate: int) -> None:
+    path = tmp_path / "rate.wav"
+    header = wav_header(2000)
+    path.write_bytes(header[:24] + struct.pack("<I", rate) + header[28:] + bytes(2000))
+    for look in (read, lambda each: SoundFile(each, RATE)):
+        with refused(AudioError, "rate.wav"):
+            look(path)
+
+
+def test_a_thousand_channels_are_read_a_little_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, largest = tmp_path / "wide.wav", [0]
+    soundfile.write(path, np.repeat(sine(RATE)[:, None], 1000, axis=1), RATE, subtype="PCM_16")
+    original = soundfile.SoundFile.read
+
+    def note_and_read(file: soundfile.SoundFile, frames: int = -1, **options: object) -> np.ndarray:
+        channels: np.ndarray = original(file, frames, **options)
+        largest[0] = max(largest[0], channels.size)
+        return channels
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", note_and_read)
+    assert np.abs(read(path).waveform - sine(RATE)).max() < 1e-3
+    assert largest[0] <= 4_000_000
