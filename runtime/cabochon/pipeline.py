@@ -112,6 +112,7 @@ class Model:
             language: that is spoken; None when it is not known.
             target: translate into this language, too; the spoken one is needed then.
         """
+        self.package.refuse_changed()
         hearing = self._hear()
         audio = hearing.audio
         instruction = speech_instruction(self.package.manifest.prompts, language, target)
@@ -237,6 +238,7 @@ class Model:
         conversation: Conversation | None = None,
         sight: SightSettings = DEFAULT_SIGHT,
     ) -> Answer:
+        self.package.refuse_changed()
         statistics = Statistics()
         note = ""
         looked_at = self._look(messages, sight)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.errors import PackageError, RequestError, missing_dependency, named_file
 from cabochon.image import ImageSource, ScaledImage
 from cabochon.json_dataclass import NOT_IN_JSON
 from cabochon.languages import language_name
@@ -156,7 +156,9 @@ class PromptWriter:
 
     def __init__(self, package: Package, tokenizer: Tokenizer) -> None:
         manifest = package.manifest
-        template = package.path(manifest.chat_template_file).read_text(encoding="utf-8")
+        path = package.path(manifest.chat_template_file)
+        with named_file(path):
+            template = path.read_text(encoding="utf-8")
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))
         self._audio = manifest.audio
