@@ -39,8 +39,7 @@ PUSH_FOLDER = Path("build/push")
 DEFAULT_ASSET_BYTES = 64_000_000
 """A package whose files are larger together is not put into an APK."""
 
-ALL_LANGUAGES = tuple(dict.fromkeys(LANGUAGE_NAMES.values()))
-"""Norwegian has two codes."""
+ALL_LANGUAGES = tuple(LANGUAGE_NAMES.values())
 
 
 @dataclass(frozen=True, slots=True)

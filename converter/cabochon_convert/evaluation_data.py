@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cabochon.errors import CabochonError
-from cabochon.languages import LANGUAGE_NAMES
+from cabochon.languages import NAMES_BY_CODE
 
 SOUND_ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 PROMPTS_NAME = "prompts.txt"
@@ -108,7 +108,7 @@ def _read_translations(texts: Sequence[Path], stems: set[str], language: str) ->
         stem, _, code = path.stem.rpartition(".")
         if stem not in stems:
             raise DataError(f"{path} belongs to no sound: expected one of the same name, such as {path.stem}.wav.")
-        target = LANGUAGE_NAMES.get(code.lower())
+        target = NAMES_BY_CODE.get(code.lower())
         if target is None:
             raise DataError(
                 f"{path} should be a translation, but {code!r} is no two-letter language code: "

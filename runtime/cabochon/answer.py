@@ -19,11 +19,14 @@ class Statistics:
     """What one answer cost; filled in while it comes."""
 
     audio_seconds: float = 0.0
+    """Length of the sound."""
     encode_seconds: float = 0.0
-    """Frames and audio encoder."""
+    """Of work: frames and audio encoder, images and vision encoder."""
     prompt_positions: int = 0
+    """Tokens, sounds and images included; those that did not have to be run again count, too."""
     prefill_seconds: float = 0.0
     new_tokens: int = 0
+    """Of the answer, thoughts and calls included."""
     decode_seconds: float = 0.0
     complete: bool = False
     """The model ended its answer itself; False while it comes and when it was cut at the longest length allowed."""
@@ -49,7 +52,7 @@ class Statistics:
 
     @property
     def tokens_per_second(self) -> float:
-        """Speed of the decode loop."""
+        """Speed of the decode loop; 0 before it has begun."""
         return self.new_tokens / self.decode_seconds if self.decode_seconds else 0.0
 
 
@@ -88,7 +91,11 @@ def _sum_drafts(one: DraftCounts | None, other: DraftCounts | None) -> DraftCoun
 
 
 class Answer:
-    """The model's answer: iterate over it to get the text piece by piece, as it comes."""
+    """The model's answer: iterate over it to get the text piece by piece, as it comes.
+
+    Nothing is decoded that is not asked for; what was received stays. Iterating raises RequestError where another
+    answer of the same model was started.
+    """
 
     def __init__(
         self,
@@ -104,6 +111,7 @@ class Answer:
         self._received: list[str] = []
         self._failure: CabochonError | None = None
         self.statistics = statistics
+        """Filled in while the answer comes."""
         self.note = note
         """One sentence about how the sound file was converted; empty when it was not."""
 
@@ -152,7 +160,11 @@ class Answer:
         return "".join(self._received)
 
     def finish(self) -> str:
-        """Wait for the rest; returns the whole text."""
+        """Wait for the rest; returns the whole text.
+
+        Raises:
+            RequestError: another answer of the same model was started.
+        """
         for _ in self:
             pass
         return self.text

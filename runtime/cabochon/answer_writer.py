@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from cabochon.answer import Statistics, StatisticsSum
 from cabochon.arrays import Float32Array
@@ -127,3 +128,26 @@ class AnswerWriter:
                 return None
             finally:
                 statistics.decode_seconds += time.perf_counter() - started
+
+
+class ClipTurn:
+    """The turn of a clip that is heard while it is spoken: see `spoken_clip.Turn`."""
+
+    def __init__(self, turns: DecoderTurns, writer: AnswerWriter) -> None:
+        self._turns, self._writer = turns, writer
+        with turns.begin() as self.number:
+            turns.context.forget()
+
+    def begin(self, tokens: Sequence[int]) -> None:
+        """See `Turn.begin`."""
+        with self.held():
+            self._turns.run_prefix(tokens)
+
+    def held(self) -> AbstractContextManager[None]:
+        """See `Turn.held`."""
+        return self._turns.held(self.number)
+
+    def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
+        """See `Turn.decode`."""
+        wish = Generation(max_tokens=max_tokens)
+        return self._writer.write(logits, position, wish, Statistics(), self.number)

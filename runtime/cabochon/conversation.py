@@ -67,6 +67,11 @@ class Conversation:
         """The next turn; see `Model.chat`. It belongs to the conversation when its answer has ended.
 
         Images, videos and the sound are read now and encoded: later turns need neither files nor arrays again.
+
+        Raises:
+            RequestError: what is asked for cannot be, or has no room in the context; the conversation stays as it was.
+            AudioError: the sound cannot be read, is too short or too long.
+            ImageError: an image or a video cannot be read.
         """
         question_now = Message("user", question, has_audio=sound is not None, images=images, videos=videos)
         answer = self._model.chat(

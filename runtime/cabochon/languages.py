@@ -15,7 +15,7 @@ LANGUAGE_NAMES = {
     "km": "Khmer", "kn": "Kannada", "ko": "Korean", "ku": "Kurdish", "ky": "Kyrgyz", "la": "Latin",
     "lb": "Luxembourgish", "lo": "Lao", "lt": "Lithuanian", "lv": "Latvian", "mg": "Malagasy", "mi": "Maori",
     "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian", "mr": "Marathi", "ms": "Malay", "mt": "Maltese",
-    "my": "Burmese", "nb": "Norwegian", "ne": "Nepali", "nl": "Dutch", "no": "Norwegian", "ny": "Chichewa",
+    "my": "Burmese", "ne": "Nepali", "nl": "Dutch", "no": "Norwegian", "ny": "Chichewa",
     "or": "Odia", "pa": "Punjabi", "pl": "Polish", "ps": "Pashto", "pt": "Portuguese", "ro": "Romanian",
     "ru": "Russian", "rw": "Kinyarwanda", "sd": "Sindhi", "si": "Sinhala", "sk": "Slovak", "sl": "Slovenian",
     "sn": "Shona", "so": "Somali", "sq": "Albanian", "sr": "Serbian", "st": "Sesotho", "su": "Sundanese",
@@ -24,7 +24,9 @@ LANGUAGE_NAMES = {
     "uz": "Uzbek", "vi": "Vietnamese", "wo": "Wolof", "xh": "Xhosa", "yi": "Yiddish", "yo": "Yoruba",
     "zh": "Chinese", "zu": "Zulu",
 }  # fmt: skip
-"""English names of languages, by their ISO 639-1 codes."""
+"""English names of languages, each under one ISO 639-1 code."""
+NAMES_BY_CODE = LANGUAGE_NAMES | {"nb": "Norwegian"}
+"""By every code that is understood: Norwegian as most people write it, Bokmål, has one of its own."""
 
 _BY_LOWER_CASE = {name.lower(): name for name in LANGUAGE_NAMES.values()}
 
@@ -38,7 +40,7 @@ def language_name(language: str) -> str:
         RequestError: an unknown code, or something that cannot be a name.
     """
     given = language.strip() if isinstance(language, str) else ""
-    known = LANGUAGE_NAMES.get(given.lower()) or _BY_LOWER_CASE.get(given.lower())
+    known = NAMES_BY_CODE.get(given.lower()) or _BY_LOWER_CASE.get(given.lower())
     if known:
         return known
     # The few names of two or three letters are in the table, so what is as short is a code, pt-BR included.

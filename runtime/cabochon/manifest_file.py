@@ -1,7 +1,7 @@
 """Reading and writing manifest.json.
 
-It is read strictly: an unknown format version, an unknown or missing key and an impossible value are each refused in
-one sentence.
+Earlier format versions are brought to today's first. Then it is read strictly: an unknown format version, an unknown or
+missing key and an impossible value are each refused in one sentence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from cabochon.errors import PackageError, named_file
 from cabochon.json_dataclass import from_json
 from cabochon.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
+from cabochon.manifest_migration import is_migratable, migrate
 
 # A manifest of E4B is about 100 KB; anything far larger is not a manifest.
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
@@ -46,13 +47,13 @@ def manifest_from_text(text: str, where: str) -> Manifest:
     version = value.get("format_version") if isinstance(value, dict) else None
     if version is None:
         raise PackageError(f"{where} has no format_version: it is not a cabochon manifest.")
-    if version != FORMAT_VERSION or type(version) is not int:
+    if not is_migratable(version, FORMAT_VERSION):
         raise PackageError(
-            f"{where} has format version {version!r}, this cabochon reads version {FORMAT_VERSION}: "
+            f"{where} has format version {version!r}, this cabochon reads versions up to {FORMAT_VERSION}: "
             "convert the checkpoint again or install the cabochon that wrote it."
         )
     try:
-        manifest = from_json(Manifest, value)
+        manifest = from_json(Manifest, migrate(value, FORMAT_VERSION))
         if not manifest.engines:
             raise ValueError("no engine is listed")
     except ValueError as error:

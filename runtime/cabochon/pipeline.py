@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cabochon.answer import Answer, Statistics, Translation
-from cabochon.answer_writer import AnswerWriter
+from cabochon.answer_writer import AnswerWriter, ClipTurn
 from cabochon.arrays import Float32Array
 from cabochon.audio_model import AudioModel
 from cabochon.audio_stream import AudioStream
@@ -69,10 +68,15 @@ class _Prompt:
 
 
 class Model:
-    """A loaded package. It holds one key-value cache: starting an answer ends the one before it."""
+    """A loaded package. It holds one key-value cache: starting an answer ends the one before it.
+
+    Answers come while they are iterated over; `RequestError` there says that another one was started meanwhile.
+    """
 
     def __init__(self, package: Package, engine: str, settings: EngineSettings, drafts: int | None = None) -> None:
+        """Made by `load`."""
         self.package = package
+        """Folder and manifest."""
         engine = choose_engine(package, engine)
         require_memory(package.manifest, engine, settings.context_length)
         self._session = open_session(package, engine, settings)
@@ -95,12 +99,34 @@ class Model:
         )
 
     def transcribe(self, sound: SoundSource, language: str | None = None, max_tokens: int = 1024) -> Answer:
-        """What is said in a clip; `language` is an English name or code, None when it is not known."""
+        """What is said in a clip, taken greedily.
+
+        Args:
+            sound: a file, or a mono waveform float32 [samples] at the model's sample rate (`audio_model.sample_rate`);
+                at most `audio_model.max_samples` long, which is 30 s for E2B. See `cabochon.long_speech` for more.
+            language: that is spoken, an English name or ISO 639-1 code; None when it is not known.
+            max_tokens: longest answer, in tokens.
+
+        Raises:
+            AudioError: the sound cannot be read, is too short or too long.
+            RequestError: the language is unknown, the package does not hear, or the context leaves no room.
+        """
         instruction = transcription_instruction(self.package.manifest.prompts, language)
         return self._obey(instruction, sound, max_tokens)
 
     def translate(self, sound: SoundSource, *, source: str, target: str, max_tokens: int = 1024) -> Translation:
-        """Transcript of a clip in its source language, then its translation into the target language."""
+        """Transcript of a clip in its source language, then its translation into the target language, greedily.
+
+        Args:
+            sound: as for `transcribe`.
+            source: that is spoken, an English name or ISO 639-1 code.
+            target: to translate into; another one.
+            max_tokens: longest answer, in tokens: transcript and translation together.
+
+        Raises:
+            AudioError: the sound cannot be read, is too short or too long.
+            RequestError: a language is unknown, both are the same, the package does not hear, or there is no room.
+        """
         prompts = self.package.manifest.prompts
         instruction = translation_instruction(prompts, source, target)
         return Translation(self._obey(instruction, sound, max_tokens), prompts, target)
@@ -111,6 +137,9 @@ class Model:
         Args:
             language: that is spoken; None when it is not known.
             target: translate into this language, too; the spoken one is needed then.
+
+        Raises:
+            RequestError: a language is unknown or missing, or the package does not hear.
         """
         self.package.refuse_changed()
         hearing = self._hear()
@@ -124,7 +153,7 @@ class Model:
         prompt = ClipPrompt(tokens[:place], tokens[place + 1 :])
         stream = AudioStream(audio, stages)
         return SpokenClip(
-            self._session.decoder, self._embedder, audio, stream, prompt, _ClipTurn(self._turns, self._writer)
+            self._session.decoder, self._embedder, audio, stream, prompt, ClipTurn(self._turns, self._writer)
         )
 
     def finish_clip(self, clip: SpokenClip, target: str | None = None, max_tokens: int = 1024) -> Answer:
@@ -133,7 +162,14 @@ class Model:
         Args:
             clip: begun by this model's last `start_clip`.
             target: that it was begun with.
-            max_tokens: longest answer.
+            max_tokens: longest answer, in tokens.
+
+        Returns:
+            A `Translation` where there is a target.
+
+        Raises:
+            AudioError: the clip is too short to be heard.
+            RequestError: another answer was started since, or there is no room for this one.
         """
         statistics = Statistics(audio_seconds=clip.seconds)
         logits = clip.finish()
@@ -164,7 +200,9 @@ class Model:
         What it has in common with the last one that this model answered is not run again.
 
         Args:
-            max_tokens: longest answer, thoughts included.
+            messages: all turns, the question last.
+            settings: how tokens are chosen; `SamplingSettings()` is greedy.
+            max_tokens: longest answer, in tokens, thoughts included.
             sound: what the one message with `has_audio`, and nothing `heard`, holds.
             stop: texts at which the answer ends; they are no part of it.
             thinking: whether the model may think before it answers; a number is how many tokens its thoughts may take.
@@ -177,6 +215,9 @@ class Model:
 
         Raises:
             RequestError: what is asked for cannot be; nothing has run then.
+            AudioError: the sound cannot be read, is too short or too long.
+            ImageError: an image or a video cannot be read.
+            MissingDependencyError: tools, forms or videos need a library that is not installed.
         """
         places = sum(message.has_audio and message.heard is None for message in messages)
         if places != (sound is not None):
@@ -190,7 +231,11 @@ class Model:
         return self._answer(messages, clip, wish, conversation=conversation, sight=sight or DEFAULT_SIGHT)
 
     def start_conversation(self, system: str | None = None) -> Conversation:
-        """One whose turns are not run again, and which can be copied, taken back and saved."""
+        """One whose turns are not run again, and which can be copied, taken back and saved.
+
+        Args:
+            system: an instruction that precedes it.
+        """
         return Conversation(self, [Message("system", system)] if system else [])
 
     def load_conversation(self, path: str | os.PathLike[str]) -> Conversation:
@@ -202,7 +247,7 @@ class Model:
         return load_conversation(self, path)
 
     def context_of(self, conversation: Conversation) -> tuple[list[int], CacheRows] | None:
-        """A copy of what is held of a conversation."""
+        """A copy of what is held of a conversation: its tokens, and their keys and values; None where nothing is."""
         return self._turns.context_of(conversation)
 
     @property
@@ -216,7 +261,11 @@ class Model:
         return self._session.decoder.capacity
 
     def count_positions(self, messages: Sequence[Message]) -> int:
-        """Positions that a conversation without sounds takes as a prompt."""
+        """Positions that a conversation without sounds takes as a prompt.
+
+        Raises:
+            RequestError: the chat template refuses it.
+        """
         return len(self._prompts.write(messages))
 
     def quote(self, text: str) -> str:
@@ -331,29 +380,6 @@ class Model:
         return self._embedder.prepare(tokens, audio, heard, vision, seen)
 
 
-class _ClipTurn:
-    """See `spoken_clip.Turn`."""
-
-    def __init__(self, turns: DecoderTurns, writer: AnswerWriter) -> None:
-        self._turns, self._writer = turns, writer
-        with turns.begin() as self.number:
-            turns.context.forget()
-
-    def begin(self, tokens: Sequence[int]) -> None:
-        """See `Turn.begin`."""
-        with self.held():
-            self._turns.run_prefix(tokens)
-
-    def held(self) -> AbstractContextManager[None]:
-        """See `Turn.held`."""
-        return self._turns.held(self.number)
-
-    def decode(self, logits: Float32Array, position: int, max_tokens: int) -> Iterator[str]:
-        """See `Turn.decode`."""
-        wish = Generation(max_tokens=max_tokens)
-        return self._writer.write(logits, position, wish, Statistics(), self.number)
-
-
 def _prefix_folder() -> Path | None:
     try:
         return cache_folder() / "prefixes"
@@ -382,7 +408,8 @@ def load(
 
     Raises:
         PackageError: the package is missing, damaged or of another format version.
-        MissingDependencyError: the engine's library is not installed.
-        RequestError: something that was asked for is impossible.
+        MissingDependencyError: a library that it needs is not installed.
+        RequestError: something that was asked for is impossible, such as a longer context than the package's, or surely
+            does not fit into memory.
     """
     return Model(open_package(package), engine, EngineSettings(threads, context_length, pin_threads), drafts)

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How a call wants its tokens chosen."""
+    """How a call wants its tokens chosen; by default greedily. top_k comes first, then top_p, then min_p.
+
+    Raises:
+        RequestError: a value is impossible.
+    """
 
     temperature: float = 0.0
     """0 takes the likeliest token (greedy)."""

@@ -33,7 +33,6 @@ def make_web_page(name: str, max_bytes: int) -> WebPage:
         max_bytes: of a request.
     """
     template = files("cabochon").joinpath("web_page.html").read_text(encoding="utf-8")
-    # Where two codes have one name, as Norwegian has, the last one stands for it.
     languages = {language: code for code, language in LANGUAGE_NAMES.items()}
     settings = {
         "name": name,

@@ -15,7 +15,7 @@ import numpy as np
 import cabochon
 from cabochon.arrays import Float32Array
 from cabochon.errors import FREE_MEMORY, CabochonError, RequestError, missing_dependency
-from cabochon.languages import LANGUAGE_NAMES, language_name
+from cabochon.languages import NAMES_BY_CODE, language_name
 from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, ModelQueue
 from cabochon.pipeline import Model
 from cabochon.received_speech import ReceivedSpeech
@@ -81,7 +81,7 @@ class WyomingSettings:
 
 def describe(settings: WyomingSettings) -> Info:
     """What clients are offered."""
-    version, languages = cabochon.__version__, sorted(LANGUAGE_NAMES)
+    version, languages = cabochon.__version__, sorted(NAMES_BY_CODE)
     about = {settings.name: "Transcribes"}
     about |= {settings.model_name(each): f"Translates into {language_name(each)}" for each in settings.targets}
     models = [AsrModel(name, _US, True, text, version, languages) for name, text in about.items()]

@@ -261,7 +261,7 @@ def test_the_written_bytes_are_those_of_format_version_4() -> None:
     assert manifest_to_text(manifest_from_text(golden.decode(), "golden")).encode() == golden
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 99, "1", "4", [], None, 1.5, True, 1.0])
+@pytest.mark.parametrize("version", [0, -1, 5, 99, "1", "4", [], None, 1.5, True, 1.0])
 def test_another_format_version_is_refused_before_anything_else_is_read(version: Any) -> None:
     with refused(PackageError, "manifest.json", "format"):
         manifest_from_text(json.dumps({"format_version": version, "whatever": 1}), "manifest.json")

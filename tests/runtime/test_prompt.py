@@ -44,6 +44,12 @@ def test_a_language_goes_by_its_code_or_its_english_name(given_as: str, name: st
     assert language_name(given_as) == name
 
 
+def test_no_language_is_offered_twice_and_both_codes_of_norwegian_are_understood() -> None:
+    names = list(LANGUAGE_NAMES.values())
+    assert len(set(names)) == len(names)
+    assert [language_name(code) for code in ("no", "nb")] == ["Norwegian", "Norwegian"]
+
+
 @pytest.mark.parametrize(
     "language", ["", " ", "-", "xx", "deu", "pt-BR", "q", "12", "German1", "German\nIgnore this", "{source}", "<bos>"]
 )
