@@ -10,7 +10,7 @@ SET_UP = pyproject.toml constraints.txt
 BROWSERS = chromium chromium-browser google-chrome
 
 .PHONY: setup browser demo android-assets test-android android-apk test fuzz test-rpi test-rpi-full test-fullsize \
-	bench-fullsize fidelity docs lint fmt bench clean
+	bench-fullsize fidelity faults docs lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -93,6 +93,11 @@ bench-fullsize: $(VENV)/test.stamp
 # What each recipe does to transcripts; needs espeak-ng.
 fidelity: $(VENV)/train.stamp
 	$(VENV)/bin/python benchmarks/fidelity.py
+
+# Kills, full disks, little memory and replaced packages at random moments, for some minutes: a table of what was lost.
+MINUTES = 5
+faults: $(VENV)/test.stamp
+	$(VENV)/bin/python benchmarks/faults.py --minutes $(MINUTES)
 
 # What the Android app needs of the small model: assets, and vectors to test its Kotlin against.
 ANDROID_RECIPE = int4-mixed

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +20,15 @@ from cabochon.languages import LANGUAGE_NAMES
 from cabochon.log_mel import mel_filters
 from cabochon.manifest import MANIFEST_NAME, Engine, Manifest
 from cabochon.package import Package, hash_file
+from cabochon.whole_file import sync_folder
 from cabochon_convert.android_delivery import write_delivery
 from cabochon_convert.android_golden import SpokenExample, write_golden_vectors
 from cabochon_convert.android_prompts import speech_prompt
+from cabochon_convert.folder_exchange import exchange_folders
 from cabochon_convert.genai_onnx import CONFIG_NAME as GENAI_CONFIG_NAME
 from cabochon_convert.genai_onnx import GRAPH_NAME as GENAI_GRAPH_NAME
-from cabochon_convert.package import OutputError
 from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
+from cabochon_convert.work_folder import OutputError, output_errors, sync_files, work_folder
 
 ASSETS_FORMAT = 1
 """Of assets.json; the app refuses any other."""
@@ -80,14 +81,11 @@ def write_android_assets(package: Package, app: Path, settings: AndroidSettings)
     _require_project(app)
     for place in _places(app).values():
         _refuse_foreign_files(place)
-    with tempfile.TemporaryDirectory(dir=app, prefix=".assets-") as scratch:
-        parts = Path(scratch)
+    with output_errors(app), work_folder(app / "assets") as parts:
         files = _build(package, settings, parts)
-        try:
-            for part, place in _places(app).items():
-                _put_in_place(parts / part, place)
-        except OSError as error:
-            raise OutputError(f"{error.filename or app} cannot be written ({error.strerror}).") from None
+        sync_files(parts)
+        for part, place in _places(app).items():
+            _put_in_place(parts / part, place)
     return files
 
 
@@ -98,8 +96,7 @@ def refuse_stale_assets(package: Package, app: Path, settings: AndroidSettings) 
         OutputError: a file is missing, differs, or is one too many.
     """
     _require_project(app)
-    with tempfile.TemporaryDirectory(dir=app, prefix=".assets-") as scratch:
-        parts = Path(scratch)
+    with output_errors(app), work_folder(app / "assets") as parts:
         _build(package, settings, parts)
         for part, place in _places(app).items():
             expected, found = _hashes(parts / part), _hashes(place)
@@ -209,11 +206,11 @@ def _refuse_foreign_files(place: Path) -> None:
 
 
 def _put_in_place(source: Path, place: Path) -> None:
-    """Replace what an earlier run wrote."""
+    """Replace what an earlier run wrote; what had its name goes with the folder that the parts are built in."""
     place.parent.mkdir(parents=True, exist_ok=True)
     _record_of(place).touch()
-    replaced = place.with_name(f".{place.name}.replaced-{os.getpid()}")
-    if place.exists():
-        place.rename(replaced)
-    source.rename(place)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if place.exists() and not exchange_folders(source, place):
+        place.rename(source.with_name(f"{source.name}-replaced"))
+    if source.exists() and not place.exists():
+        source.rename(place)
+    sync_folder(place.parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,17 @@ from ai_edge_litert import schema_py_generated as schema
 
 from cabochon.cache_lengths import ANY_LENGTH, PREFILL_LENGTH, shortest_cache
 from cabochon.embedder import open_embedder
-from cabochon.errors import CabochonError, RequestError, missing_dependency
+from cabochon.errors import RequestError, missing_dependency
 from cabochon.manifest import TABLE_STORAGE_BITS, EmbeddingTable, Graph, Manifest, RowRegion
 from cabochon.package import Package
 from cabochon.tokenizer import Tokenizer
+from cabochon.whole_file import sync_folder
 from cabochon_convert.cache_axes_litert import change_cache_length
 from cabochon_convert.embedder_litert import build_embedder
 from cabochon_convert.flatbuffer_litert import MatrixPart, keep_signatures, signature_names
 from cabochon_convert.graph_writer_litert import GraphWriter
-from cabochon_convert.package import OutputError
 from cabochon_convert.processor import TOKENIZER_CONFIG_NAME
+from cabochon_convert.work_folder import OutputError, output_errors, work_folder
 
 try:
     from litert_lm_builder import litertlm_builder
@@ -58,22 +58,15 @@ def write_litertlm(package: Package, path: Path, context_length: int | None = No
         )
     if path.exists():
         raise OutputError(f"{path} exists already: choose another name.")
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.parts-") as parts:
-            builder = _fill(litertlm_builder.LitertLmFileBuilder(), package, context_length, Path(parts))
-            with beside.open("wb") as file:
-                builder.build(file)
-                file.flush()
-                os.fsync(file.fileno())
+    with output_errors(path), work_folder(path) as parts:
+        beside = parts / path.name
+        builder = _fill(litertlm_builder.LitertLmFileBuilder(), package, context_length, parts)
+        with beside.open("wb") as file:
+            builder.build(file)
+            file.flush()
+            os.fsync(file.fileno())
         beside.replace(path)
-    except OSError as error:
-        if isinstance(error, CabochonError):
-            raise
-        raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
     return path.stat().st_size
 
 

@@ -13,17 +13,17 @@ import os
 import re
 import shutil
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cabochon
-from cabochon.errors import CabochonError, RequestError
+from cabochon.errors import RequestError
 from cabochon.manifest import MANIFEST_NAME
 from cabochon.package import Package, hash_file
-from cabochon_convert.package import NO_SPACE, REPORT_NAME, REPORT_PAGE_NAME, OutputError
+from cabochon.whole_file import sync_folder
+from cabochon_convert.package import REPORT_NAME, REPORT_PAGE_NAME
 from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.runtime_wheel import write_runtime_wheel
 from cabochon_convert.shared_library_pages import check_wheel
@@ -34,6 +34,7 @@ from cabochon_convert.wheelhouse import (
     fill_wheelhouse,
     read_wheel,
 )
+from cabochon_convert.work_folder import OutputError, output_errors, work_folder
 
 ALWAYS = ("server", "mic")
 """Extras that a device gets whatever its package."""
@@ -88,22 +89,13 @@ def write_rpi_bundle(
     _refuse_names(packages)
     if path.exists() and not (settings.replace and path.is_file()):
         raise OutputError(f"{path} exists already: choose another name, or replace it with --replace.")
-    beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.parts-") as parts:
-            wheelhouse = _collect_wheels(packages, settings, Path(parts), progress)
-            files = _list_files(packages, settings.systems[0].machine, wheelhouse, Path(parts))
-            _write_tar(beside, _top_folder(path), files, progress)
+    with output_errors(path), work_folder(path) as parts:
+        beside = parts / path.name
+        wheelhouse = _collect_wheels(packages, settings, parts, progress)
+        files = _list_files(packages, settings.systems[0].machine, wheelhouse, parts)
+        _write_tar(beside, _top_folder(path), files, progress)
         beside.replace(path)
-    except OSError as error:
-        if isinstance(error, CabochonError):
-            raise
-        if error.errno in NO_SPACE:
-            raise OutputError(f"the disk of {path} is full: free some space and bundle again.") from None
-        raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
-    finally:
-        beside.unlink(missing_ok=True)
+        sync_folder(path.parent)
     wheels = {wheel.path.name for each in wheelhouse.wheels.values() for wheel in each}
     return Bundle(path, path.stat().st_size, len(wheels), wheelhouse.libraries)
 

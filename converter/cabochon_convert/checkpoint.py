@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cabochon.arrays import Float32Array, widen_bfloat16
-from cabochon.errors import CabochonError
+from cabochon.errors import CabochonError, named_file
 from cabochon.package import file_chunks
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16}
@@ -166,10 +166,7 @@ class Checkpoint:
             return
         record = self._expect(name, shape)
         for part in _row_parts(range(shape[0]), shape[1]):
-            offset = record.offset + part.start * record.row_bytes
-            with reading(record.file):
-                stored = np.array(np.memmap(record.file, np.uint8, "r", offset, (len(part), record.row_bytes)))
-            yield stored
+            yield read_bytes(record, part.start * record.row_bytes, len(part) * record.row_bytes).reshape(len(part), -1)
             self._on_read(len(part) * record.row_bytes)
 
     def read_integer_rows(
@@ -179,18 +176,14 @@ class Checkpoint:
         record = self._expect(name, shape, (storage,))
         # A byte may hold four values.
         for part in _row_parts(range(shape[0]) if rows is None else rows, 4 * shape[1]):
-            offset = record.offset + part.start * record.row_bytes
-            with reading(record.file):
-                found = np.array(np.memmap(record.file, INTEGER_TYPES[storage], "r", offset, (len(part), shape[1])))
-            yield found
+            found = read_bytes(record, part.start * record.row_bytes, len(part) * record.row_bytes)
+            yield found.view(INTEGER_TYPES[storage]).reshape(len(part), shape[1])
             self._on_read(len(part) * record.row_bytes)
 
     def read_integers(self, name: str, shape: tuple[int, ...], storage: str) -> npt.NDArray[np.integer]:
         """A whole tensor of integers of this storage type, which fits in memory."""
         record = self._expect(name, shape, (storage,))
-        with reading(record.file):
-            values = np.fromfile(record.file, INTEGER_TYPES[storage], math.prod(shape), offset=record.offset)
-            found = values.reshape(shape)
+        found = read_bytes(record, 0, record.size).view(INTEGER_TYPES[storage]).reshape(shape)
         self._on_read(record.size)
         return found
 
@@ -225,7 +218,8 @@ def open_checkpoint(folder: Path, on_read: Callable[[int], None] | None = None) 
     try:
         _refuse_other_folders(folder)
         for file in _weight_files(folder):
-            records.update(read_header(file))
+            with named_file(file):
+                records.update(read_header(file))
         _check_index(folder, records)
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read ({error.strerror}).") from None
@@ -371,10 +365,28 @@ def _read_values(record: TensorRecord, first: int, count: int) -> Float32Array:
     stored = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[record.storage])
     if count == 0:
         return np.zeros(0, np.float32)
-    with reading(record.file):
-        # A file-backed page counts as resident until it is unmapped, and this map lives as long as this call.
-        mapped = np.memmap(record.file, stored, "r", record.offset + first * item, (count,))
-        return widen_bfloat16(mapped) if record.storage == "BF16" else np.array(mapped, np.float32)
+    found = read_bytes(record, first * item, count * item).view(stored)
+    return widen_bfloat16(found) if record.storage == "BF16" else found.astype(np.float32, copy=False)
+
+
+def read_bytes(record: TensorRecord, start: int, count: int) -> npt.NDArray[np.uint8]:
+    """Some consecutive bytes of a tensor.
+
+    They are read, not mapped: where a file is cut or its disk fails, the system ends a process that has it mapped.
+
+    Raises:
+        CheckpointError: the file cannot be read, or became shorter.
+    """
+    found = np.empty(count, np.uint8)
+    rest = found.data
+    with reading(record.file), record.file.open("rb", buffering=0) as file:
+        file.seek(record.offset + start)
+        while rest:
+            read = file.readinto(rest)
+            if not read:
+                raise ValueError(f"it ends {len(rest)} bytes too early")
+            rest = rest[read:]
+    return found
 
 
 @contextmanager

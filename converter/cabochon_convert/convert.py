@@ -31,7 +31,7 @@ from cabochon_convert.integer_formats import open_integers
 from cabochon_convert.lora import hash_adapter
 from cabochon_convert.matrices import ACCURACY_LEVEL, LinearSettings
 from cabochon_convert.model_description import describe_audio, describe_text, describe_vision
-from cabochon_convert.package import OutputError, list_files, new_package, write_manifest
+from cabochon_convert.package import list_files, new_package, write_manifest
 from cabochon_convert.processor import (
     CHAT_TEMPLATE_NAME,
     PROMPTS,
@@ -50,6 +50,7 @@ from cabochon_convert.progress import Progress, Silence
 from cabochon_convert.recipes import Recipe
 from cabochon_convert.source import CheckpointSource, local_source, open_source
 from cabochon_convert.text_config import TextConfig
+from cabochon_convert.work_folder import OutputError
 
 DEFAULT_CONTEXT_LENGTH = 4096
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cabochon.errors import missing_dependency
 from cabochon_convert.checkpoint import CheckpointError
-from cabochon_convert.package import NO_SPACE
+from cabochon_convert.work_folder import NO_SPACE
 
 try:
     from huggingface_hub import constants, snapshot_download

@@ -27,6 +27,7 @@ from cabochon_convert.checkpoint import (
     Checkpoint,
     CheckpointError,
     TensorRecord,
+    read_bytes,
     read_header,
     read_json,
     reading,
@@ -253,10 +254,7 @@ def _hold_the_same(first: TensorRecord, second: TensorRecord) -> bool:
     step = 1 << 24
     for start in range(0, first.size, step):
         count = min(step, first.size - start)
-        with reading(second.file):
-            ours, theirs = (
-                np.memmap(record.file, np.uint8, "r", record.offset + start, (count,)) for record in (first, second)
-            )
+        ours, theirs = (read_bytes(record, start, count) for record in (first, second))
         if not np.array_equal(ours, theirs):
             return False
     return True

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cabochon.errors import CabochonError
 from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest
 from cabochon.manifest_file import manifest_to_text
 from cabochon.package import hash_file
+from cabochon.whole_file import sync_folder
+from cabochon_convert.folder_exchange import exchange_folders
+from cabochon_convert.work_folder import OutputError, output_errors, replaced_name, sync_files, work_folder
 
 REPORT_NAME = "report.json"
 REPORT_PAGE_NAME = "report.html"
 """What a verification found; not part of the manifest, because it is written afterwards."""
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class OutputError(CabochonError, OSError):
-    """The package cannot be written: it exists, the disk is full, the folder is read-only."""
 
 
 @contextmanager
@@ -34,27 +29,16 @@ def new_package(folder: Path, *, replace: bool) -> Iterator[Path]:
         replace: whether an existing package may be replaced; nothing else ever is.
 
     Raises:
-        OutputError: something is there already, or the disk refuses.
+        OutputError: something is there already, another conversion writes it, or the disk refuses.
     """
     folder = folder.resolve()
-    # The process id keeps two conversions apart and tells which leftovers no process is writing any more.
-    beside = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+    with output_errors(folder), work_folder(folder) as beside:
         _refuse_existing(folder, replace)
-        beside.mkdir()
         yield beside
-        _sync_folder(beside)
+        sync_files(beside)
+        # Hours later, something else may stand there.
+        _refuse_existing(folder, replace)
         _put_in_place(beside, folder)
-    except OSError as error:
-        if isinstance(error, CabochonError):
-            raise
-        if error.errno in NO_SPACE:
-            raise OutputError(f"the disk of {folder} is full: free some space and convert again.") from None
-        raise OutputError(f"{error.filename or folder} cannot be written ({error.strerror}).") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def list_files(folder: Path, progress: Callable[[int], None]) -> tuple[FileRecord, ...]:
@@ -98,47 +82,21 @@ def _package_files(folder: Path) -> set[Path] | None:
     return None
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Clean up after a conversion into this folder that was killed; a package that it had moved away comes back."""
-    prefix = f".{folder.name}.partial-"
-    for leftover in folder.parent.iterdir():
-        process, _, replaced = leftover.name.removeprefix(prefix).partition("-")
-        if not leftover.name.startswith(prefix) or not process.isdecimal() or _is_alive(int(process)):
-            continue
-        if replaced and not folder.exists():
-            leftover.rename(folder)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that the files are on the disk before the folder gets its name."""
-    for path in [*(path for path in folder.rglob("*") if path.is_file()), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _put_in_place(beside: Path, folder: Path) -> None:
-    replaced = folder.with_name(f".{folder.name}.partial-{os.getpid()}-replaced")
-    if folder.exists():
-        folder.rename(replaced)
+    """Give the folder its name; what had it before is removed when that is on the disk."""
+    if not folder.exists():
+        beside.rename(folder)
+        sync_folder(folder.parent)
+        return
+    if exchange_folders(beside, folder):
+        sync_folder(folder.parent)
+        return  # what was replaced lies beside now
+    replaced = replaced_name(folder)
+    folder.rename(replaced)
     try:
         beside.rename(folder)
     except BaseException:
-        if replaced.exists():
-            replaced.rename(folder)
+        replaced.rename(folder)
         raise
+    sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)

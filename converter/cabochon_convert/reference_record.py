@@ -18,9 +18,9 @@ from cabochon.arrays import Float32Array
 from cabochon.manifest import Sampling
 from cabochon_convert.layers_onnx import LayerOutputs
 from cabochon_convert.made_up_images import MadeUpImage
-from cabochon_convert.package import OutputError
 from cabochon_convert.questions import Prompt, Question
 from cabochon_convert.reference import ReferenceModel
+from cabochon_convert.work_folder import OutputError
 
 GREEDY_TOKENS = 24
 """Of the continuation of a probe."""

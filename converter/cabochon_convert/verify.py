@@ -15,7 +15,8 @@ from cabochon.audio_model import AudioModel
 from cabochon.engines import choose_engine
 from cabochon.errors import RequestError
 from cabochon.manifest import Manifest
-from cabochon.package import Package, open_package, replace_text
+from cabochon.package import Package, open_package
+from cabochon.whole_file import replace_text
 from cabochon_convert.converted import ConvertedModel
 from cabochon_convert.evaluation_data import EvaluationData
 from cabochon_convert.fidelity import TaskFidelity, agreement, compare_answer, divergence, summarize

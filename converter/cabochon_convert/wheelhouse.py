@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.package import hash_file
-from cabochon_convert.package import OutputError
+from cabochon_convert.work_folder import OutputError
 
 try:
     from packaging.requirements import Requirement

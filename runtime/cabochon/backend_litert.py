@@ -23,6 +23,7 @@ from cabochon.backend_litert_encoders import LitertAudioEncoder, LitertVisionEnc
 from cabochon.backend_litert_models import (
     LIBRARY,
     load_model,
+    run_signature,
     zeroed_buffer,
 )
 from cabochon.cache_lengths import ANY_LENGTH, cache_lengths, shortest_cache
@@ -323,7 +324,7 @@ class _Run:
             ("mask", self._mask),
         ):
             self._inputs[name].write(values)
-        self._model.run_by_name(self._key, self._inputs, self._outputs)
+        run_signature(self._model, self._key, self._inputs, self._outputs)
 
     def read_outputs(self, rows: Float32Array, name: str) -> None:
         """Fill an array [positions, values] with an output of the first positions."""

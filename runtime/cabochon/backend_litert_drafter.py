@@ -9,6 +9,7 @@ import numpy as np
 
 from cabochon.arrays import Float32Array
 from cabochon.backend import Guess
+from cabochon.backend_litert_models import run_signature
 
 
 class BoundCaches(Protocol):
@@ -97,7 +98,7 @@ class _Signature:
 
     def run(self) -> dict[str, np.ndarray]:
         """Outputs by name."""
-        self._model.run_by_name(self._key, self._inputs, self._outputs)
+        run_signature(self._model, self._key, self._inputs, self._outputs)
         return {
             name: self._outputs[name].read(int(np.prod(shape)), kind).reshape(shape)
             for name, (shape, kind) in self._details.items()

@@ -6,26 +6,22 @@ import atexit
 import functools
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cabochon.backend import EngineSettings
-from cabochon.errors import PackageError, RequestError, missing_dependency
+from cabochon.errors import NoMemoryError, PackageError, RequestError, memory_errors, missing_dependency
 from cabochon.freed_memory import drop_file_pages, return_freed_memory
+from cabochon.kept_weights import kept_weights
 from cabochon.machine import Processor, find_processor
 from cabochon.manifest import Graph
 from cabochon.package import Package, cache_folder
 from cabochon.quiet import quiet
 from cabochon.thread_placement import placed_threads
 
-try:
-    import fcntl
-except ImportError:  # Windows, where there is no such lock
-    fcntl = None  # type: ignore[assignment]
 try:
     import ai_edge_litert
     from ai_edge_litert.compiled_model import CompiledModel
@@ -38,6 +34,8 @@ except ImportError as error:
 LIBRARY = f"ai-edge-litert {ai_edge_litert.__version__}"
 
 
+WEIGHTS_SIZE = 1.5
+"""Of a file of sorted weights at most, by the size of its graph."""
 GPU_LIBRARY = Path(ai_edge_litert.__file__).parent / "libLiteRtWebGpuAccelerator.so"
 GPU_LIBRARY_NEEDS = frozenset({"asimdhp", "asimddp"})
 """Features of Arm processors that it was compiled with, as /proc/cpuinfo calls them: half precision, dot products."""
@@ -61,36 +59,35 @@ def refuse_fatal_library(processor: Processor, library: Path = GPU_LIBRARY) -> N
 def load_model(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     """A graph of a package, ready to run; PackageError where LiteRT cannot load it."""
     refuse_fatal_library(find_processor())
-    path = package.path(graph.file)
-    weights = _weight_cache(package, graph)
-    cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=weights)
+    package.refuse_changed()
+    weights, path = _weight_file(package, graph), package.path(graph.file)
     try:
-        # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
-        # XNNPACK makes the file where it lies: a second process would write over what the first has mapped.
-        with _alone(weights), quiet(2), placed_threads(pinned=settings.pinned):
-            model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
-            # The first array that is written makes LiteRT look for accelerators once more.
-            key, names = next(iter(model.get_signature_list().items()))
-            details = model.get_input_tensor_details(key)[names["inputs"][0]]
-            values = np.zeros(details["shape"], np.dtype(details["dtype"]))
-            model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
+        with memory_errors(f"memory ran out before {package.folder / graph.file} was loaded"):
+            model = _compile_with(path, settings, weights)
+    except NoMemoryError:
+        raise
     except Exception as error:  # the wrapper raises RuntimeError, and others for what it does not know
-        raise PackageError(f"LiteRT cannot load {path} ({str(error).strip().splitlines()[0]}).") from None
+        reason = str(error).strip().splitlines()[0]
+        raise PackageError(f"LiteRT cannot load {package.folder / graph.file} ({reason}).") from None
     # XNNPACK read all scales to check them; what it calculates with is in the file of the weights.
     drop_file_pages(path)
     return_freed_memory()
     return model
 
 
-@contextmanager
-def _alone(weights: str) -> Iterator[None]:
-    """No other process loads with this file of weights meanwhile."""
-    if not weights or fcntl is None:
-        yield
-        return
-    with Path(f"{weights}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _compile_with(path: Path, settings: EngineSettings, weights: Path | None) -> Any:
+    # XNNPACK ends the program where it cannot write all of the file.
+    with kept_weights(weights, room=round(WEIGHTS_SIZE * path.stat().st_size)) as kept:
+        # LiteRT 2.3 reports accelerators on standard error, twenty lines a model, and has no setting against it.
+        cpu = CpuOptions(num_threads=settings.thread_count, xnnpack_weight_cache_path=kept)
+        with quiet(2), placed_threads(pinned=settings.pinned):
+            model = CompiledModel.from_file(str(path), environment=_environment(), options=Options(cpu_options=cpu))
+            # The first array that is written makes LiteRT look for accelerators once more.
+            key, names = next(iter(model.get_signature_list().items()))
+            details = model.get_input_tensor_details(key)[names["inputs"][0]]
+            values = np.zeros(details["shape"], np.dtype(details["dtype"]))
+            model.create_input_buffer_by_name(key, names["inputs"][0]).write(values)
+    return model
 
 
 @functools.cache
@@ -110,8 +107,8 @@ def _say_no_more() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _weight_cache(package: Package, graph: Graph) -> str:
-    """A file for weights in the order of the kernels, which are mapped at the next start; "" where there is no place.
+def _weight_file(package: Package, graph: Graph) -> Path | None:
+    """A file for weights in the order of the kernels; None where there is no place.
 
     Another version of LiteRT has a file of its own: XNNPACK would write over the one that somebody else has mapped.
     """
@@ -120,8 +117,8 @@ def _weight_cache(package: Package, graph: Graph) -> str:
         folder = cache_folder() / "xnnpack"
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):
-        return ""
-    return str(folder / f"{digest[:32]}-{ai_edge_litert.__version__}.weights") if os.access(folder, os.W_OK) else ""
+        return None
+    return folder / f"{digest[:32]}-{ai_edge_litert.__version__}.weights" if os.access(folder, os.W_OK) else None
 
 
 def shortest_signature(model: Any, name: str, count: int, keys: Iterable[str] = ()) -> tuple[int, str]:
@@ -142,12 +139,22 @@ def call_signature(model: Any, key: str, arrays: Mapping[str, np.ndarray]) -> di
     outputs = {name: model.create_output_buffer_by_name(key, name) for name in names["outputs"]}
     for name, buffer in inputs.items():
         buffer.write(arrays[name])
-    model.run_by_name(key, inputs, outputs)
+    run_signature(model, key, inputs, outputs)
     found = {}
     for name, details in model.get_output_tensor_details(key).items():
         shape = tuple(details["shape"])
         found[name] = outputs[name].read(int(np.prod(shape)), np.dtype(details["dtype"])).reshape(shape)
     return found
+
+
+def run_signature(model: Any, key: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+    """Run a signature on buffers.
+
+    Raises:
+        NoMemoryError: LiteRT allocates what a signature needs when it first runs, and there was too little.
+    """
+    with memory_errors():
+        model.run_by_name(key, inputs, outputs)
 
 
 def zeroed_buffer(model: Any, key: str, name: str, shape: Sequence[int]) -> Any:

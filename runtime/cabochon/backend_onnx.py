@@ -22,8 +22,14 @@ from cabochon.backend import (
     refuse_unfitting_rows,
     rows_needed,
 )
-from cabochon.errors import PackageError, RequestError, missing_dependency
-from cabochon.manifest import DrafterModel, Engine, KeyValueCache, TextModel
+from cabochon.errors import (
+    NoMemoryError,
+    PackageError,
+    RequestError,
+    memory_errors,
+    missing_dependency,
+)
+from cabochon.manifest import DrafterModel, Engine, Graph, KeyValueCache, TextModel
 from cabochon.package import Package
 from cabochon.sliding_cache import SlidingCaches, sliding_capacity
 from cabochon.telemetry import refuse_telemetry
@@ -43,10 +49,10 @@ def open_onnx_session(package: Package, settings: EngineSettings) -> Session:
     decoder = OnnxDecoder(package, engine, settings)
     encoder = None
     if engine.audio_encoder is not None:
-        encoder = OnnxAudioEncoder(package.path(engine.audio_encoder.file), settings)
+        encoder = OnnxAudioEncoder(package, engine.audio_encoder, settings)
     drafter = None
     if engine.drafter is not None:
-        drafter = OnnxDrafter(_load(package.path(engine.drafter.graph.file), settings), engine.drafter, decoder)
+        drafter = OnnxDrafter(_load(package, engine.drafter.graph, settings), engine.drafter, decoder)
     return Session(decoder, encoder, f"onnxruntime {onnxruntime.__version__}", drafter)
 
 
@@ -55,7 +61,7 @@ def open_onnx_vision_encoder(package: Package, settings: EngineSettings) -> Onnx
     graph, vision = package.manifest.engines["onnx"].vision_encoder, package.manifest.vision
     if graph is None or vision is None:
         raise ValueError("the package has no vision encoder")
-    return OnnxVisionEncoder(_load(package.path(graph.file), settings), vision)
+    return OnnxVisionEncoder(_load(package, graph, settings), vision)
 
 
 class OnnxDecoder:
@@ -65,12 +71,12 @@ class OnnxDecoder:
         text = package.manifest.text
         self._text: TextModel = text
         self._capacity = choose_capacity(settings, text.context_length)
-        self._session = _load(package.path(engine.decoder.file), settings)
+        self._session = _load(package, engine.decoder, settings)
         self._binding = self._session.io_binding()
         try:
             with _failures_told():
                 self._buffers = [self._bind_cache(cache) for cache in engine.caches]
-        except PackageError:
+        except (NoMemoryError, PackageError):
             raise
         except (MemoryError, ValueError):  # numpy raises ValueError for sizes beyond any memory
             raise RequestError(
@@ -251,8 +257,8 @@ class OnnxDrafter:
 class OnnxAudioEncoder:
     """Audio encoder and projector, loaded at the first sound: a chat of text needs no memory for them."""
 
-    def __init__(self, path: Path, settings: EngineSettings) -> None:
-        self._path = path
+    def __init__(self, package: Package, graph: Graph, settings: EngineSettings) -> None:
+        self._package, self._graph = package, graph
         self._settings = settings
         self._session: Any = None
         self._lock = threading.Lock()
@@ -273,7 +279,7 @@ class OnnxAudioEncoder:
     def _loaded(self) -> Any:
         with self._lock:
             if self._session is None:
-                self._session = _load(self._path, self._settings)
+                self._session = _load(self._package, self._graph, self._settings)
         return self._session
 
 
@@ -316,7 +322,7 @@ class OnnxVisionEncoder:
         return embeddings
 
 
-def _load(path: Path, settings: EngineSettings) -> Any:
+def _load(package: Package, graph: Graph, settings: EngineSettings) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.thread_count
     options.inter_op_num_threads = 1
@@ -326,18 +332,23 @@ def _load(path: Path, settings: EngineSettings) -> Any:
     # On Arm cores with dot products, KleidiAI would round the activations of 4-bit layers per row instead of per block
     # of 32: 1.4 to 4 times the error. Measured with onnxruntime 1.31; to be measured again with a newer one.
     options.add_session_config_entry("mlas.disable_kleidiai", "1")
+    package.refuse_changed()
+    path = package.folder / graph.file
     try:
-        with placed_threads(pinned=settings.pinned):
-            return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        with memory_errors(f"memory ran out before {path} was loaded"), placed_threads(pinned=settings.pinned):
+            return _session(package, graph, options)
+    except NoMemoryError:
+        raise
     except Exception as error:  # onnxruntime raises one class per status code, all directly below Exception
         raise PackageError(f"onnxruntime cannot load {path} ({_first_line(error)}).") from None
 
 
 @contextmanager
 def _failures_told() -> Iterator[None]:
-    """A graph that is not the one that the manifest describes is told about in one sentence."""
+    """Too little memory, and a graph that is not what the manifest describes, are told about in one sentence."""
     try:
-        yield
+        with memory_errors():
+            yield
     except (MemoryError, ValueError):
         raise
     except Exception as error:  # see _load
@@ -348,6 +359,19 @@ def _failures_told() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _session(package: Package, graph: Graph, options: Any) -> Any:
+    """Of a graph's file, whose weights onnxruntime maps. Where other files have the names by now, both are copied."""
+    weights = [record.path for record in package.manifest.files if record.path.startswith(f"{graph.file}.data")]
+    if all(map(package.is_in_place, (graph.file, *weights))):
+        return onnxruntime.InferenceSession(str(package.path(graph.file)), options, ["CPUExecutionProvider"])
+    mapped = [np.memmap(package.path(name), np.uint8, "r") for name in weights]
+    names = [Path(name).name for name in weights]
+    options.add_external_initializers_from_files_in_memory(names, mapped, list(map(len, mapped)))
+    session = onnxruntime.InferenceSession(package.path(graph.file).read_bytes(), options, ["CPUExecutionProvider"])
+    del mapped  # which onnxruntime reads until then, and does not hold
+    return session
 
 
 def _bind_input(binding: Any, name: str, array: np.ndarray) -> None:

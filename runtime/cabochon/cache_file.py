@@ -19,7 +19,7 @@ import numpy as np
 from cabochon.arrays import Float32Array
 from cabochon.backend import CacheRows
 from cabochon.errors import PackageError
-from cabochon.package import replace_bytes
+from cabochon.whole_file import replace_bytes
 
 CACHE_FORMAT = 1
 """Rises when the same package gives other keys and values."""

@@ -15,7 +15,8 @@ from cabochon.cli_introspection import add_introspection_commands
 from cabochon.cli_serve import add_serve_command
 from cabochon.cli_speech import add_speech_commands
 from cabochon.cli_summary import add_summary_command
-from cabochon.errors import CabochonError
+from cabochon.errors import FREE_MEMORY, CabochonError, is_memory_error
+from cabochon.process_end import Terminated, end_as_signalled, tidy_termination
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +47,8 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
     """Print an expected error as one line and set the status; let bugs through."""
     outcome = Outcome()
     try:
-        yield outcome
+        with tidy_termination():
+            yield outcome
         if sys.stdout is not None:
             sys.stdout.flush()
     except CabochonError as error:
@@ -56,11 +58,16 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
         # The reader went away, as with `| head`.
         outcome.status = 1
         _discard_output()
-    except OSError as error:
-        # What cabochon reads and writes is checked where it happens; what is left is the output.
+    except (ImportError, MemoryError, OSError, RuntimeError) as error:
+        if isinstance(error, ImportError | RuntimeError) and not is_memory_error(error):
+            raise
         outcome.status = 2
-        print(f"{program}: the output cannot be written ({error.strerror}).", file=sys.stderr)
+        print(f"{program}: {_printable(_system_sentence(error))}", file=sys.stderr)
         _discard_output()
+    except Terminated as termination:
+        outcome.status = 128 + termination.number
+        sys.stderr.flush()
+        end_as_signalled(termination.number)
     except KeyboardInterrupt:
         outcome.status = 130
 
@@ -68,6 +75,14 @@ def errors_in_one_sentence(program: str) -> Iterator[Outcome]:
 def _printable(sentence: str) -> str:
     """A name in a file from elsewhere may hold what a terminal takes for commands."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in sentence)
+
+
+def _system_sentence(error: Exception) -> str:
+    if not isinstance(error, OSError) or is_memory_error(error):
+        return f"memory ran out: {FREE_MEMORY}."
+    # What cabochon reads and writes is checked where it happens; what has no name is the output.
+    what = f"{error.filename} cannot be read or written" if error.filename else "the output cannot be written"
+    return f"{what} ({error.strerror or ' '.join(str(error).split())})."
 
 
 def _discard_output() -> None:

@@ -13,6 +13,7 @@ import cabochon
 from cabochon.answer import Answer, Statistics
 from cabochon.engines import ENGINES
 from cabochon.pipeline import Model
+from cabochon.process_end import explain_crashes
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, command: Callable[[argparse.Namespace], None]) -> None:
@@ -105,6 +106,7 @@ def number(text: str) -> float:
 def load_model(arguments: argparse.Namespace) -> tuple[Model, float]:
     """The model, and how many seconds it took."""
     started = time.perf_counter()
+    explain_crashes("cabochon")
     model = cabochon.load(
         arguments.package,
         engine=arguments.engine,

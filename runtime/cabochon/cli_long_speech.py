@@ -15,11 +15,12 @@ from cabochon.cli_arguments import seconds
 from cabochon.errors import RequestError, missing_dependency
 from cabochon.long_speech import LongSpeech, SpokenPart
 from cabochon.manifest import MANIFEST_NAME
-from cabochon.package import hash_file, replace_text
+from cabochon.package import hash_file
 from cabochon.pipeline import Model
 from cabochon.segmentation import Segmentation
 from cabochon.transcript import FORMATS, clock, transcript_format
 from cabochon.unfinished import Unfinished
+from cabochon.whole_file import replace_text
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:

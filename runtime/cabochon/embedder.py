@@ -145,7 +145,7 @@ def open_embedder(package: Package, engine: str) -> Embedder:
     tables = package.manifest.engines[engine]
     per_layer = tables.per_layer_embeddings
     return Embedder(
-        EmbeddingRows(package.folder, tables.token_embeddings),
-        EmbeddingRows(package.folder, per_layer) if per_layer else None,
+        EmbeddingRows(package.path, tables.token_embeddings),
+        EmbeddingRows(package.path, per_layer) if per_layer else None,
         package.manifest.pad_token,
     )

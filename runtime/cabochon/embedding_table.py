@@ -10,7 +10,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +29,17 @@ _ROWS_AT_ONCE = 32
 class EmbeddingRows:
     """Row access to one table of a package."""
 
-    def __init__(self, folder: Path, table: EmbeddingTable) -> None:
+    def __init__(self, find: Callable[[str], Path], table: EmbeddingTable) -> None:
+        """Args: find: tells where a file of the package can be opened."""
         self.table = table
-        self._values = _Region(folder, table.values, table.rows, _value_bytes(table))
+        self._values = _Region(find, table.values, table.rows, _value_bytes(table))
         self._scales = self._zero_points = None
         if table.scales is not None:
             scale_bytes = table.columns // table.block_size * np.dtype(table.scale_storage).itemsize
-            self._scales = _Region(folder, table.scales, table.rows, scale_bytes)
+            self._scales = _Region(find, table.scales, table.rows, scale_bytes)
         if table.zero_points is not None:
             zero_bytes = -(-table.columns // table.block_size * TABLE_STORAGE_BITS[table.storage] // 8)
-            self._zero_points = _Region(folder, table.zero_points, table.rows, zero_bytes)
+            self._zero_points = _Region(find, table.zero_points, table.rows, zero_bytes)
 
     def look_up(self, tokens: Sequence[int]) -> Float32Array:
         """Scaled rows of some tokens: float32 [len(tokens), columns]."""
@@ -98,8 +99,8 @@ def _value_bytes(table: EmbeddingTable) -> int:
 class _Region:
     """Rows of bytes in a file."""
 
-    def __init__(self, folder: Path, region: RowRegion, rows: int, row_bytes: int) -> None:
-        self._path = folder / region.file
+    def __init__(self, find: Callable[[str], Path], region: RowRegion, rows: int, row_bytes: int) -> None:
+        self._path = find(region.file)
         self._region = region
         self._row_bytes = row_bytes
         end = region.offset + (rows - 1) * region.stride + row_bytes
@@ -117,8 +118,13 @@ class _Region:
         contents = np.empty((len(rows), self._row_bytes), np.uint8)
         with self._lock:
             for index, row in enumerate(rows):
-                os.lseek(self._descriptor, self._region.offset + row * self._region.stride, os.SEEK_SET)
-                content = os.read(self._descriptor, self._row_bytes)
+                try:
+                    os.lseek(self._descriptor, self._region.offset + row * self._region.stride, os.SEEK_SET)
+                    content = os.read(self._descriptor, self._row_bytes)
+                except OSError as error:
+                    raise PackageError(
+                        f"{self._path} cannot be read ({error.strerror}): check the disk, and copy the package again."
+                    ) from None
                 if len(content) != self._row_bytes:
                     raise PackageError(f"{self._path} was cut while it was in use: convert the checkpoint again.")
                 contents[index] = np.frombuffer(content, np.uint8)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CabochonError(Exception):
     """Base of every error that is the input's fault, not the program's.
@@ -31,8 +36,59 @@ class MissingDependencyError(CabochonError, ImportError):
     """An optional library that the requested work needs is not installed."""
 
 
-def missing_dependency(library: str, extra: str) -> MissingDependencyError:
-    """The error for an optional library that is absent, naming the extra of cabochon that brings it."""
+class NoMemoryError(CabochonError, MemoryError):
+    """Memory ran out; what was asked for may work when there is more."""
+
+
+FREE_MEMORY = "close other programs, ask for a shorter --context-length, or convert with a smaller recipe"
+"""What helps then."""
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether an engine, numpy or the system says that memory ran out, in whichever class."""
+    # The last two are the dynamic loader's and Python's.
+    words = ("bad_alloc", "allocate", "bad alloc", "out of memory", "failed to map segment", "can't start new thread")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+
+
+@contextmanager
+def memory_errors(what: str = "memory ran out") -> Iterator[None]:
+    """Within it, whatever an engine raises when memory runs out becomes one class.
+
+    Raises:
+        NoMemoryError: memory ran out; all other errors as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_memory_error(error):
+            raise NoMemoryError(f"{what}: {FREE_MEMORY}.") from None
+        raise
+
+
+@contextmanager
+def named_file(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it, errors name the file: the system does so where a file is opened, not where it is read."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def missing_dependency(library: str, extra: str) -> CabochonError:
+    """The error for an optional library that cannot be imported, naming the extra of cabochon that brings it.
+
+    To be called while the ImportError is handled: a library that is there may not be loadable.
+    """
+    reason = sys.exc_info()[1]
+    if isinstance(reason, ImportError) and not isinstance(reason, ModuleNotFoundError):
+        if is_memory_error(reason):
+            return NoMemoryError(f"memory ran out before {library} was loaded: {FREE_MEMORY}.")
+        return MissingDependencyError(
+            f"{library} cannot be loaded ({' '.join(str(reason).split())}): install it again."
+        )
     return MissingDependencyError(
         f"{library} is not installed: install cabochon with its extra {extra!r}, "
         f"in its repository by  pip install '.[{extra}]'  and try again."

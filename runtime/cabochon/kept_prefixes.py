@@ -12,6 +12,7 @@ from cabochon.cache_file import read_cache_file, write_cache_file
 from cabochon.decode import require_room, run_prompt
 from cabochon.embedder import Embedder
 from cabochon.errors import PackageError
+from cabochon.whole_file import remove_leftovers
 
 IN_MEMORY, ON_DISK = 8, 64
 """Prefixes that are kept; 50 tokens of E2B take 2 MB."""
@@ -72,6 +73,7 @@ class KeptPrefixes:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self._folder)
             others = sorted(self._folder.glob("*.npz"), key=lambda path: path.stat().st_mtime)
             for path in others[: max(0, len(others) + 1 - ON_DISK)]:
                 path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cabochon.errors import PackageError
+from cabochon.errors import PackageError, named_file
 from cabochon.json_dataclass import from_json
 from cabochon.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest
 from cabochon.manifest_migration import is_migratable, migrate
@@ -71,7 +71,8 @@ def read_manifest(folder: Path) -> Manifest:
     if path.stat().st_size > MAX_MANIFEST_BYTES:
         raise PackageError(f"{path} is {path.stat().st_size} bytes long, too long for a manifest.")
     try:
-        text = path.read_text(encoding="utf-8")
+        with named_file(path):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise PackageError(f"{path} is not UTF-8 text: convert the checkpoint again.") from None
     return manifest_from_text(text, str(path))

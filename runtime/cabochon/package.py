@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from cabochon.errors import PackageError
-from cabochon.manifest import FileRecord, Manifest
+from cabochon.errors import PackageError, named_file
+from cabochon.held_files import HeldFiles
+from cabochon.manifest import MANIFEST_NAME, FileRecord, Manifest
 from cabochon.manifest_file import read_manifest
+from cabochon.whole_file import replace_text
 
 CHUNK_BYTES = 1 << 20
+_ATTEMPTS = 3
+"""Packages that may take one another's place while one is being opened."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that were just worked through."""
@@ -25,15 +29,44 @@ class Package:
 
     folder: Path
     manifest: Manifest
+    held: HeldFiles | None = field(default=None, compare=False, repr=False)
+    """Its files, open since they were checked; None while a package is being made."""
 
     def path(self, relative: str) -> Path:
-        """Where a file of the manifest lies."""
-        return self.folder / relative
+        """Where a file of the package can be opened, even if another package has its place by now."""
+        return self.held.path(relative) if self.held else self.folder / relative
+
+    def is_in_place(self, relative: str) -> bool:
+        """Whether a file can be opened by its name."""
+        return self.held is None or self.held.is_in_place(relative)
+
+    def refuse_changed(self) -> None:
+        """Look whether somebody wrote to its files, which engines have mapped.
+
+        Raises:
+            PackageError: what they hold is not what was checked.
+        """
+        if self.held is None:
+            return
+        written = self.held.find_written()
+        for record in (record for record in self.manifest.files if record.path in written):
+            if not self._still_holds(self.held, record):
+                raise PackageError(
+                    f"{self.folder / record.path} was changed while it was in use: copy the package again, and start "
+                    "again."
+                )
+            self.held.accept(record.path)
 
     @property
     def size(self) -> int:
         """Bytes of all files together, without the manifest."""
         return self.manifest.size
+
+    def _still_holds(self, held: HeldFiles, record: FileRecord) -> bool:
+        try:
+            return held.size(record.path) == record.size and hash_file(held.path(record.path)) == record.sha256
+        except OSError:
+            return False
 
 
 def open_package(folder: str | os.PathLike[str], *, check_again: bool = False) -> Package:
@@ -50,15 +83,41 @@ def open_package(folder: str | os.PathLike[str], *, check_again: bool = False) -
         PackageError: the folder, the manifest or a file is missing, unreadable, unsafe or altered.
     """
     path = Path(folder)
+    for _ in range(_ATTEMPTS - 1):
+        held = _hold(path, [MANIFEST_NAME])
+        try:
+            return _open_package(path, check_again=check_again)
+        except PackageError:
+            # Unless another package took its place meanwhile.
+            if held is None or held.is_in_place(MANIFEST_NAME):
+                raise
+    return _open_package(path, check_again=check_again)
+
+
+def _open_package(path: Path, *, check_again: bool) -> Package:
     try:
         manifest = read_manifest(path)
         remembered = set() if check_again else _remembered_files()
         passed = [_check_file(path, record, remembered) for record in manifest.files]
+        names = (MANIFEST_NAME, *(record.path for record in manifest.files))
+        held = HeldFiles(path.resolve(), names)
+        if (
+            read_manifest(path) != manifest
+            or [_check_file(path, each, set(passed)) for each in manifest.files] != passed
+        ):
+            raise PackageError(f"{path} was replaced while it was being opened: open it again.")
     except OSError as error:
         raise PackageError(f"{error.filename or path} cannot be read ({error.strerror}).") from None
     if not remembered.issuperset(passed):
         _remember_files(passed)
-    return Package(path, manifest)
+    return Package(path, manifest, held)
+
+
+def _hold(folder: Path, names: Sequence[str]) -> HeldFiles | None:
+    try:
+        return HeldFiles(folder, names)
+    except OSError:
+        return None
 
 
 def hash_file(path: Path, progress: Progress | None = None) -> str:
@@ -74,27 +133,9 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 def file_chunks(path: Path) -> Iterator[memoryview]:
     """A file's bytes, a megabyte at a time, each valid until the next is asked for."""
     buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb") as file:
+    with named_file(path), path.open("rb") as file:
         while count := file.readinto(buffer):
             yield buffer[:count]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file whole: whoever reads meanwhile finds the old one or the new one."""
-    replace_bytes(path, text.encode())
-
-
-def replace_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file whole: whoever reads meanwhile finds the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _check_file(folder: Path, record: FileRecord, remembered: set[str]) -> str:

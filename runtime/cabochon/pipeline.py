@@ -141,6 +141,7 @@ class Model:
         Raises:
             RequestError: a language is unknown or missing, or the package does not hear.
         """
+        self.package.refuse_changed()
         hearing = self._hear()
         audio = hearing.audio
         instruction = speech_instruction(self.package.manifest.prompts, language, target)
@@ -286,6 +287,7 @@ class Model:
         conversation: Conversation | None = None,
         sight: SightSettings = DEFAULT_SIGHT,
     ) -> Answer:
+        self.package.refuse_changed()
         statistics = Statistics()
         note = ""
         looked_at = self._look(messages, sight)

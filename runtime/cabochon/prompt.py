@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cabochon.errors import PackageError, RequestError
+from cabochon.errors import PackageError, RequestError, named_file
 from cabochon.image import ImageSource, ScaledImage
 from cabochon.json_dataclass import NOT_IN_JSON
 from cabochon.languages import language_name
@@ -159,8 +159,9 @@ class PromptWriter:
         manifest = package.manifest
         path = package.path(manifest.chat_template_file)
         try:
-            template = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            with named_file(path):
+                template = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
             raise PackageError(f"{path} is not readable text ({_on_one_line(error)}).") from None
         self._tokenizer = tokenizer
         self._template = ChatTemplate(template, bos_token=tokenizer.token_text(manifest.bos_token))

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cabochon.answer import Translation
-from cabochon.errors import AudioError, CabochonError, RequestError, missing_dependency
+from cabochon.errors import (
+    FREE_MEMORY,
+    AudioError,
+    CabochonError,
+    PackageError,
+    RequestError,
+    is_memory_error,
+    missing_dependency,
+)
 from cabochon.long_speech import SpokenPart, part_of
 from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, Job, ModelQueue
 from cabochon.pipeline import Model
@@ -95,6 +103,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         (413, "The request is too large."),
         (422, "The request has another shape than expected."),
         (429, "Too many requests wait."),
+        (503, "The server cannot answer now: memory, its disk or the package."),
     )
 }
 
@@ -341,7 +350,7 @@ async def _streamed(
                     yield _event(json.dumps(piece_of(item), ensure_ascii=False))
             for line in end_of(seen):
                 yield _event(line)
-        except (CabochonError, TimeoutError) as error:
+        except (CabochonError, MemoryError, OSError) as error:
             yield _event(_error_content(*_told(error)).model_dump_json())
         finally:
             job.cancel()
@@ -373,6 +382,14 @@ def _told(error: Exception) -> tuple[int, str]:
             return 429, BUSY
         case TimeoutError():
             return 408, TOO_SLOW
+        case MemoryError() | RuntimeError():
+            return 503, f"memory ran out on the server: {FREE_MEMORY}."
+        case PackageError():
+            return 503, " ".join(str(error).split())
+        case StarletteHTTPException(__cause__=OSError() as cause):
+            return 503, _disk_sentence(cause)
+        case OSError():
+            return 503, _disk_sentence(error)
         case StarletteHTTPException():
             return error.status_code, str(error.detail)
         case RequestValidationError():
@@ -382,8 +399,12 @@ def _told(error: Exception) -> tuple[int, str]:
     return 400, " ".join(str(error).split())
 
 
+def _disk_sentence(error: OSError) -> str:
+    return f"the server cannot read or write a file of this request ({error.strerror}): look at its disk."
+
+
 def _error_content(status: int, message: str) -> _ErrorAnswer:
-    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
     return _ErrorAnswer(error=_Error(message=message, type=kinds.get(status, "invalid_request_error")))
 
 
@@ -391,9 +412,12 @@ def _explain_errors(app: FastAPI) -> None:
     """Every expected error in OpenAI's shape."""
 
     async def explain(_: Request, error: Exception) -> Response:
+        if isinstance(error, RuntimeError) and not is_memory_error(error):
+            raise error
         status, message = _told(error)
         headers = getattr(error, "headers", None) or ({"Retry-After": "5"} if status == 429 else None)
         return JSONResponse(_error_content(status, message).model_dump(), status, headers)
 
-    for kind in (BusyError, TimeoutError, CabochonError, StarletteHTTPException, RequestValidationError):
+    system = (TimeoutError, MemoryError, OSError, RuntimeError)
+    for kind in (BusyError, *system, CabochonError, StarletteHTTPException, RequestValidationError):
         app.add_exception_handler(kind, explain)

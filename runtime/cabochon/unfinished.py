@@ -12,7 +12,7 @@ from pathlib import Path
 from cabochon.errors import RequestError
 from cabochon.json_dataclass import JsonMismatchError, from_json
 from cabochon.long_speech import SpokenPart
-from cabochon.package import replace_text
+from cabochon.whole_file import replace_text
 
 
 @dataclass(frozen=True, slots=True)

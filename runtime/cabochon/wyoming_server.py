@@ -14,7 +14,7 @@ import numpy as np
 
 import cabochon
 from cabochon.arrays import Float32Array
-from cabochon.errors import CabochonError, RequestError, missing_dependency
+from cabochon.errors import FREE_MEMORY, CabochonError, RequestError, missing_dependency
 from cabochon.languages import NAMES_BY_CODE, language_name
 from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, ModelQueue
 from cabochon.pipeline import Model
@@ -205,7 +205,7 @@ class _Handler(AsyncEventHandler):
             return not AudioStop.is_type(event.type)
         try:
             return await self._handle(event)
-        except (CabochonError, BusyError, TimeoutError) as error:
+        except (CabochonError, BusyError, MemoryError, OSError) as error:
             self._forget()
             self._failed = True
             await self.write_event(Error(_sentence(error)).event())
@@ -285,4 +285,8 @@ def _sentence(error: Exception) -> str:
         return BUSY
     if isinstance(error, TimeoutError):
         return TOO_SLOW
+    if isinstance(error, MemoryError):
+        return f"memory ran out: {FREE_MEMORY}."
+    if isinstance(error, OSError):
+        return f"a file cannot be read or written ({error.strerror}): look at the disk."
     return " ".join(str(error).split())

@@ -26,7 +26,7 @@ from cabochon_convert.android_assets import (
 from cabochon_convert.android_delivery import pack_files
 from cabochon_convert.android_golden import SpokenExample
 from cabochon_convert.cli import main
-from cabochon_convert.package import OutputError
+from cabochon_convert.work_folder import OutputError
 
 EXAMPLE = SpokenExample(TINY / "demo" / "german_unseen_voice.wav", "German", "English")
 SETTINGS = AndroidSettings(languages=("English", "German"), examples=(EXAMPLE,))
@@ -129,7 +129,7 @@ def test_files_of_somebody_else_are_not_replaced(package: Package, app: Path) ->
     with refused(OutputError, "did not write"):
         write_android_assets(package, app, SETTINGS)
     assert mine.read_text() == "mine"
-    assert not [path for path in app.iterdir() if path.name.startswith(".assets-")]
+    assert not [path for path in app.iterdir() if path.name.startswith(".assets.")]
 
 
 def test_impossible_wishes_are_refused(package: Package, app: Path, tmp_path: Path) -> None:

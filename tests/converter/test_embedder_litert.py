@@ -40,7 +40,7 @@ def test_the_graph_and_the_runtime_read_the_same_rows_from_one_file(
 ) -> None:
     described = build_embedder(table, SCALE, (table.columns,), tmp_path / "table.tflite")
     assert described.signed == (table.bits < 32)
-    rows = EmbeddingRows(tmp_path, described)
+    rows = EmbeddingRows(tmp_path.joinpath, described)
     for token in {0, table.rows - 1, draw.draw(st.integers(0, table.rows - 1))}:
         (row,) = rows.look_up([token])
         np.testing.assert_allclose(row, table.weights[token] * SCALE, rtol=1e-6)
@@ -67,7 +67,7 @@ def test_per_layer_embeddings_come_layer_by_layer(tmp_path: Path, bits: int, blo
     layers, width = 8, 64
     table = random_matrix(5, layers * width, bits, block_size, 1)
     path = tmp_path / "per_layer.tflite"
-    rows = EmbeddingRows(tmp_path, build_embedder(table, SCALE, (layers, width), path))
+    rows = EmbeddingRows(tmp_path.joinpath, build_embedder(table, SCALE, (layers, width), path))
     found = looked_up(path, 3)
     assert found.shape == (1, 1, layers, width)
     np.testing.assert_allclose(found[0, 0], rows.look_up([3])[0].reshape(layers, width), rtol=1e-6)

@@ -16,8 +16,9 @@ from refusals import refused
 
 from cabochon.package import open_package
 from cabochon_convert.convert import ConversionSettings, convert_checkpoint
-from cabochon_convert.package import OutputError, new_package
+from cabochon_convert.package import new_package
 from cabochon_convert.recipes import RECIPES
+from cabochon_convert.work_folder import OutputError
 
 LIMIT_FILE_SIZE = (
     "import os, resource, sys; "
@@ -190,6 +191,7 @@ def test_the_old_package_stays_when_the_new_one_cannot_take_its_place(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse_new)
+    monkeypatch.setattr("cabochon_convert.package.exchange_folders", lambda _first, _second: False)
     with refused(OutputError, "cross-device"), new_package(package, replace=True):
         pass
     assert names_in(tmp_path) == ["package"]
@@ -210,10 +212,10 @@ def test_the_checkpoint_is_not_replaced_by_its_package(random_checkpoint: Path) 
             convert_checkpoint(random_checkpoint, folder, settings)
 
 
-def test_leftovers_of_dead_processes_go_and_those_of_live_ones_stay(tmp_path: Path) -> None:
+def test_leftovers_of_killed_conversions_go_whoever_has_their_number_now(tmp_path: Path) -> None:
     dead, alive = dead_process(), os.getppid()
-    goes = [f".a[b].partial-{dead}", ".a[b].partial-99999999999999999999"]
-    stays = [f".a[b].partial-{alive}", f".other.partial-{dead}", ".a[b].partial-mine", f".a[b].{dead}"]
+    goes = [f".a[b].partial-{dead}", ".a[b].partial-99999999999999999999", f".a[b].partial-{alive}"]
+    stays = [f".other.partial-{dead}", ".a[b].partial-mine", f".a[b].{dead}"]
     for name in (*goes, *stays):
         (tmp_path / name).mkdir()
         (tmp_path / name / "decoder.onnx.data").write_text("gigabytes")

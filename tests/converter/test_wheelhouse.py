@@ -7,8 +7,8 @@ from made_up_wheels import write_wheel
 from refusals import refused
 
 from cabochon.errors import RequestError
-from cabochon_convert.package import OutputError
 from cabochon_convert.wheelhouse import RASPBERRY_PI_SYSTEMS, DeviceSystem, Wheel, fill_wheelhouse, find_system
+from cabochon_convert.work_folder import OutputError
 
 BOOKWORM, TRIXIE = RASPBERRY_PI_SYSTEMS
 

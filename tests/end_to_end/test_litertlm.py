@@ -18,7 +18,7 @@ from cabochon.errors import RequestError
 from cabochon.package import open_package
 from cabochon.prompt import Message, transcription_instruction, translation_instruction
 from cabochon_convert.bundle_litertlm import _decoder, write_litertlm
-from cabochon_convert.package import OutputError
+from cabochon_convert.work_folder import OutputError
 
 GREEDY = SamplerConfig(top_k=1, top_p=1.0, temperature=1.0, seed=0)
 SOUND = TINY / "demo" / "english_unseen_voice.wav"

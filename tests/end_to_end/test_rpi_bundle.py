@@ -23,8 +23,8 @@ import cabochon
 from cabochon.errors import RequestError
 from cabochon.package import hash_file, open_package
 from cabochon_convert.bundle_rpi import BundleSettings, write_rpi_bundle
-from cabochon_convert.package import OutputError
 from cabochon_convert.wheelhouse import DeviceSystem
+from cabochon_convert.work_folder import OutputError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="install.sh is for Linux")
 

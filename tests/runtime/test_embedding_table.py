@@ -99,7 +99,7 @@ def test_rows_equal_their_definition_wherever_they_lie(
     kind: str,
 ) -> None:
     table, rows = write_table(tmp_path, storage, scale_storage, offset, gap, seed, kind)
-    found = EmbeddingRows(tmp_path, table).look_up(tokens)
+    found = EmbeddingRows(tmp_path.joinpath, table).look_up(tokens)
     assert found.dtype == np.float32
     assert found.shape == (len(tokens), COLUMNS)
     np.testing.assert_allclose(found, rows[tokens], rtol=1e-6)
@@ -117,7 +117,7 @@ def test_rows_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
         storage="int8", rows=rows, columns=columns // 2, values=region, scales=scales, row_scale=1.0,
         block_size=32, scale_storage="float16", zero_points=None, signed=False,
     )  # fmt: skip
-    lookup = EmbeddingRows(tmp_path, table)
+    lookup = EmbeddingRows(tmp_path.joinpath, table)
     lookup.look_up([0])
     before = resident_bytes()
     for start in range(0, rows, 64):
@@ -127,7 +127,7 @@ def test_rows_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
 
 def test_a_file_that_shrinks_while_it_is_in_use_is_refused(tmp_path: Path) -> None:
     table, _ = write_table(tmp_path, "int4", "float16", 0, 0, 1)
-    lookup = EmbeddingRows(tmp_path, table)
+    lookup = EmbeddingRows(tmp_path.joinpath, table)
     os.truncate(tmp_path / "table.bin", 1)
     with refused(PackageError, "table.bin", "was cut"):
         lookup.look_up([ROWS - 1])
@@ -137,7 +137,7 @@ def test_a_file_that_shrinks_while_it_is_in_use_is_refused(tmp_path: Path) -> No
 def test_a_token_outside_the_table_is_refused(tmp_path: Path, token: int) -> None:
     table, _ = write_table(tmp_path, "int4", "float16", 0, 0, 1)
     with pytest.raises(ValueError, match=str(token)):
-        EmbeddingRows(tmp_path, table).look_up([0, token])
+        EmbeddingRows(tmp_path.joinpath, table).look_up([0, token])
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -146,7 +146,7 @@ def test_a_file_that_is_too_short_for_its_rows_is_refused(tmp_path: Path, storag
     path = tmp_path / "table.bin"
     path.write_bytes(path.read_bytes()[:-1])
     with refused(PackageError, "table.bin", "too short"):
-        EmbeddingRows(tmp_path, table)
+        EmbeddingRows(tmp_path.joinpath, table)
 
 
 def test_rows_that_would_overlap_or_lie_far_outside_are_refused(tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_rows_that_would_overlap_or_lie_far_outside_are_refused(tmp_path: Path) 
         replace(values, stride=1 << 80),
     ):
         with refused(PackageError, "too short"):
-            EmbeddingRows(tmp_path, replace(table, values=region))
+            EmbeddingRows(tmp_path.joinpath, replace(table, values=region))
