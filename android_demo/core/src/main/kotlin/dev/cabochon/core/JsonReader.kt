@@ -38,10 +38,21 @@ class JsonReader(private val source: Reader, private val name: String) {
         expect('"')
         val text = StringBuilder()
         while (true) {
-            when (val letter = next()) {
+            if (!fill()) fail("its end too early")
+            val start = position
+            while (position < length && buffer[position] != '"' && buffer[position] != '\\' && buffer[position] >= ' ') position++
+            val count = position - start
+            // The whole text lies in the buffer, as almost all of them do.
+            if (text.isEmpty() && position < length && buffer[position] == '"') {
+                position++
+                return String(buffer, start, count)
+            }
+            text.append(buffer, start, count)
+            if (position == length) continue
+            when (next()) {
                 '"' -> return text.toString()
                 '\\' -> text.append(readEscape())
-                else -> if (letter < ' ') fail("a control character in a text") else text.append(letter)
+                else -> fail("a control character in a text")
             }
         }
     }

@@ -12,6 +12,16 @@ class JsonReaderTest {
         assertEquals(expected, read(""" {"a": [1, -2.5, 1e3, true, false, null], "b\n\"\u00e9\ud83e\udd8a": {}} """))
     }
 
+    /** The reader takes 65 536 letters at a time. */
+    @Test
+    fun `texts are read wherever they lie in a file`() {
+        for (blanks in 65_525..65_540) {
+            val text = " ".repeat(blanks) + "[\"ab\", \"c\\nd\", \"\\u00e9🦊\", \"\"]"
+            assertEquals(listOf("ab", "c\nd", "é🦊", ""), read(text))
+        }
+        assertRefused("its end too early") { read(" ".repeat(65_535) + "\"") }
+    }
+
     @Test
     fun `what is no JSON is refused in a sentence`() {
         listOf("", "{", "[1,]", "{\"a\" 1}", "01", "1.", "nul", "\"\\x\"", "\"a", "[1] 2", "{\"a\":1,\"a\":2}", "\"\n\"")
