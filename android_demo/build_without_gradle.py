@@ -1,6 +1,6 @@
 """Tests the Android demo's core on the JVM, and builds a signed APK, without Android Studio.
 
-python android_demo/build_without_gradle.py test
+python android_demo/build_without_gradle.py test [--tokenizer FILE [--texts COUNT] [--seed NUMBER]]
 python android_demo/build_without_gradle.py apk
 """
 
@@ -10,6 +10,7 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from debian_apk import StaleAssetError, build_apk
@@ -39,14 +40,25 @@ def main() -> int:
     """Run what the command line asks for; 0 as well where Debian's packages cannot be had, with a message."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("test", "apk"))
+    parser.add_argument(
+        "--tokenizer", type=Path, help="compare random texts with this tokenizer.json, and nothing else"
+    )
+    parser.add_argument("--texts", type=int, default=4000, help="how many random texts")
+    parser.add_argument("--seed", type=int, default=1, help="of the random texts")
     arguments = parser.parse_args()
+    texts = RandomTexts(arguments.texts, arguments.seed, arguments.tokenizer)
     BUILD.mkdir(parents=True, exist_ok=True)
     try:
         require_java()
         if arguments.what == "test":
             kotlin = fetch_kotlin()
-            test_core(kotlin)
-            compile_engines(kotlin)
+            path = compile_tests(kotlin)
+            if texts.tokenizer is not None:
+                compare_tokenizer(path, texts)
+            else:
+                names = sorted(test.stem for test in (CORE / "src/test/kotlin").rglob("*Test.kt"))
+                run_tests(path, names, texts)
+                compile_engines(kotlin)
         else:
             print(build_apk(fetch_kotlin(), compile_kotlin, BUILD))
     except UnavailableError as error:
@@ -68,8 +80,18 @@ def compile_kotlin(kotlin: Kotlin, sources: list[Path], classes: Path, path: lis
     subprocess.run([*command, *files], check=True)
 
 
-def test_core(kotlin: Kotlin) -> None:
-    """Compile the core and its tests, and run them with onnxruntime in a Python process."""
+@dataclass(frozen=True, slots=True)
+class RandomTexts:
+    """What the tokenizer is compared with Python's on."""
+
+    count: int
+    seed: int
+    tokenizer: Path | None
+    """A tokenizer.json; None: the one of the app's model."""
+
+
+def compile_tests(kotlin: Kotlin) -> list[Path]:
+    """Compile the core and its tests; returns the class path to run them with."""
     debian = fetch_debian(TEST_PACKAGES)
     jars = [debian / "usr/share/java" / name for name in ("junit4.jar", "hamcrest.jar")]
     libraries = [kotlin.standard_library, kotlin.coroutines, *jars]
@@ -77,15 +99,31 @@ def test_core(kotlin: Kotlin) -> None:
     compile_kotlin(kotlin, [CORE / "src/main/kotlin"], core, libraries, ["-module-name", "core"])
     friends = [f"-Xfriend-paths={core}", "-module-name", "core-test"]
     compile_kotlin(kotlin, [CORE / "src/test/kotlin"], tests, [core, *libraries], friends)
-    names = sorted(path.stem for path in (CORE / "src/test/kotlin").rglob("*Test.kt"))
+    return [tests, core, CORE / "src/test/resources", *libraries]
+
+
+def run_tests(path: list[Path], names: list[str], texts: RandomTexts) -> None:
+    """Run classes of tests, with onnxruntime and Python's tokenizer in processes beside them."""
     properties = {
         "cabochon.python": sys.executable,
         "cabochon.bridge": ANDROID_DEMO / "bridge/onnxruntime_bridge.py",
+        "cabochon.textbridge": ANDROID_DEMO / "bridge/random_texts.py",
         "cabochon.model": ANDROID_DEMO / "app/src/main/assets/model",
+        "cabochon.texts": texts.count,
+        "cabochon.seed": texts.seed,
     }
-    path = os.pathsep.join(map(str, [tests, core, CORE / "src/test/resources", *libraries]))
-    command = ["java", "-ea", *(f"-D{key}={value}" for key, value in properties.items()), "-cp", path]
-    command += ["org.junit.runner.JUnitCore", *(f"dev.cabochon.core.{name}" for name in names)]
+    if texts.tokenizer is not None:
+        properties["cabochon.tokenizer"] = texts.tokenizer.resolve()
+    command = ["java", "-ea", *(f"-D{key}={value}" for key, value in properties.items())]
+    command += ["-cp", os.pathsep.join(map(str, path)), "org.junit.runner.JUnitCore"]
+    command += [f"dev.cabochon.core.{name}" for name in names]
+    subprocess.run(command, check=True, timeout=LONGEST_TEST_SECONDS)
+
+
+def compare_tokenizer(path: list[Path], texts: RandomTexts) -> None:
+    """Compare one tokenizer with Python's, and print what it costs."""
+    run_tests(path, ["TokenizerComparisonTest"], texts)
+    command = ["java", "-cp", os.pathsep.join(map(str, path)), "dev.cabochon.core.TokenizerCost", str(texts.tokenizer)]
     subprocess.run(command, check=True, timeout=LONGEST_TEST_SECONDS)
 
 

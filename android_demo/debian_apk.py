@@ -52,7 +52,7 @@ def build_apk(kotlin: Kotlin, compile_kotlin: Compile, build: Path) -> str:
     _run_tool(debian, "aapt", *packing, "-m", "-J", str(generated))
     classes = work / "classes"
     classes.mkdir()
-    java = [str(path) for path in generated.rglob("*.java")]
+    java = [str(path) for folder in (generated, APP / "java") for path in sorted(folder.rglob("*.java"))]
     javac = ["javac", "-nowarn", "-Xlint:-options", "--release", "8", "-d", str(classes), "-cp", str(android)]
     subprocess.run([*javac, *java], check=True)
     libraries = [android, classes, kotlin.standard_library, kotlin.coroutines]
@@ -85,7 +85,12 @@ def refuse_stale_assets(folder: Path) -> None:
     index = folder / "assets.json"
     if not index.is_file():
         raise StaleAssetError(f"there are no model assets in {folder}: {again}.")
-    for record in json.loads(index.read_text(encoding="utf-8"))["files"]:
+    records = json.loads(index.read_text(encoding="utf-8"))["files"]
+    listed = [folder / record["path"] for record in records if record["delivery"] == "asset"]
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path not in (index, *listed):
+            raise StaleAssetError(f"the asset {path} is in no list: {again}.")
+    for record in records:
         path = folder / record["path"]
         if record["delivery"] != "asset":
             continue
@@ -130,13 +135,20 @@ def _inspect(debian: Path, apk: Path, dex: Path) -> str:
     listing = _run_tool(debian, "dexdump", str(dex))
     classes = re.findall(r"Class descriptor\s*: 'L([\w/$]+);'", listing)
     own = [name for name in classes if name.startswith("dev/cabochon/")]
-    for name in ("dev/cabochon/demo/MainActivity", "dev/cabochon/core/GraphTranslator", "kotlinx/coroutines/Job"):
+    for name in (
+        "dev/cabochon/demo/MainActivity", "dev/cabochon/demo/DownloadService", "dev/cabochon/core/GraphTranslator",
+        "kotlinx/coroutines/Job",
+    ):  # fmt: skip
         if name not in classes:
             raise SystemExit(f"{apk} lacks the class {name}.")
     badging = _run_tool(debian, "aapt", "dump", "badging", str(apk))
     activity = re.search(r"launchable-activity: name='([\w.]+)'", badging)
     if activity is None or activity[1] != f"{APPLICATION}.MainActivity":
         raise SystemExit(f"{apk} has no launchable activity.")
+    manifest = _run_tool(debian, "aapt", "dump", "xmltree", str(apk), "AndroidManifest.xml")
+    service = manifest.partition("E: service")[2]
+    if '".DownloadService"' not in service or "foregroundServiceType(0x01010599)=(type 0x11)0x1" not in service:
+        raise SystemExit(f"{apk} has no service of the type dataSync.")
     layout = _run_tool(debian, "aapt", "dump", "xmltree", str(apk), "res/layout/main.xml")
     elements = re.findall(r"E: (\w+)", layout)
     return (

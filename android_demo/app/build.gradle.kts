@@ -54,6 +54,9 @@ val checkModelAssets = tasks.register("checkModelAssets") {
             val file = folder.resolve(it["path"] as String)
             if (!file.isFile || sha256(file) != it["sha256"]) throw GradleException("the asset ${file.name} is stale: $again")
         }
+        val listed = files.map { folder.resolve(it["path"] as String) } + index
+        val extra = folder.walkTopDown().firstOrNull { it.isFile && it !in listed }
+        if (extra != null) throw GradleException("the asset ${extra.name} is in no list: $again")
         val manifest = packageFolder?.resolve("manifest.json") ?: return@doLast
         if (sha256(manifest) != json["package_sha256"]) throw GradleException("the assets are not of $packageFolder: $again")
     }

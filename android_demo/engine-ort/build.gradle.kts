@@ -6,7 +6,10 @@ plugins {
 android {
     namespace = "dev.cabochon.engine.ort"
     compileSdk = libs.versions.targetSdk.get().toInt()
-    defaultConfig { minSdk = libs.versions.minSdk.get().toInt() }
+    defaultConfig {
+        minSdk = libs.versions.minSdk.get().toInt()
+        consumerProguardFiles("consumer-rules.pro")
+    }
 }
 
 kotlin {

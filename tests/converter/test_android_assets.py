@@ -122,6 +122,29 @@ def test_a_stale_asset_is_told_in_one_sentence(package: Package, app: Path, chan
         refuse_stale_assets(package, app, SETTINGS)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda assets: (assets / "prompts.json").write_text("{}"), "prompts.json is stale"),
+        (lambda assets: (assets / "decoder.onnx").unlink(), "decoder.onnx is stale"),
+        (lambda assets: (assets / "old.bin").touch(), "old.bin is in no list"),
+        (lambda assets: (assets / "assets.json").unlink(), "no model assets"),
+    ],
+)
+def test_an_apk_is_not_built_of_stale_assets(
+    package: Package, app: Path, monkeypatch: pytest.MonkeyPatch, change, words: str
+) -> None:
+    monkeypatch.syspath_prepend(str(REPOSITORY / "android_demo"))
+    from debian_apk import StaleAssetError
+    from debian_apk import refuse_stale_assets as refuse_to_build
+
+    write_android_assets(package, app, SETTINGS)
+    refuse_to_build(app / ASSETS_FOLDER)
+    change(app / ASSETS_FOLDER)
+    with refused(StaleAssetError, words):
+        refuse_to_build(app / ASSETS_FOLDER)
+
+
 def test_files_of_somebody_else_are_not_replaced(package: Package, app: Path) -> None:
     mine = app / ASSETS_FOLDER / "notes.txt"
     mine.parent.mkdir(parents=True)

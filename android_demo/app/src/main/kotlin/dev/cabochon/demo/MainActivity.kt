@@ -5,7 +5,7 @@ import android.annotation.SuppressLint
 import android.content.Intent
 import android.content.pm.PackageManager
 import android.os.Bundle
-import android.os.Debug
+import android.os.Build
 import android.view.MotionEvent
 import android.view.View
 import android.view.WindowManager
@@ -15,6 +15,9 @@ import android.widget.Button
 import android.widget.EditText
 import android.widget.Spinner
 import android.widget.TextView
+import dev.cabochon.core.Activity as SessionActivity
+import dev.cabochon.core.DemoSession
+import dev.cabochon.core.ScreenState
 import dev.cabochon.core.Statistics
 import java.util.Locale
 import kotlinx.coroutines.CoroutineScope
@@ -25,17 +28,30 @@ import kotlinx.coroutines.launch
 /** The one screen: shows the state of [DemoSession] and passes on what is touched. */
 class MainActivity : android.app.Activity() {
     private val session: DemoSession get() = (application as DemoApplication).session
+    private val store: ModelStore get() = (application as DemoApplication).store
     private var screen: CoroutineScope? = null
     private var shownLanguages: List<String> = emptyList()
+
+    /** Somebody wants another model than the one that is there. */
+    private var showsModels = false
 
     override fun onCreate(savedState: Bundle?) {
         super.onCreate(savedState)
         setContentView(R.layout.main)
+        showsModels = savedState?.getBoolean(SHOWS_MODELS) ?: false
         button(R.id.swap).setOnClickListener { session.swapLanguages() }
         button(R.id.cancel).setOnClickListener { session.cancel() }
-        button(R.id.model_from_app).setOnClickListener { session.installFromApp() }
+        button(R.id.model_from_app).setOnClickListener {
+            showsModels = false
+            session.install(store::openAsset)
+        }
         button(R.id.model_from_url).setOnClickListener {
-            session.download(address().text.toString().trim())
+            askForNotifications()
+            download(address().text.toString())
+        }
+        button(R.id.other_model).setOnClickListener {
+            showsModels = !showsModels
+            show(session.state.value)
         }
         button(R.id.model_from_folder).setOnClickListener {
             startActivityForResult(Intent(Intent.ACTION_OPEN_DOCUMENT_TREE), CHOOSE_FOLDER)
@@ -47,7 +63,7 @@ class MainActivity : android.app.Activity() {
 
     override fun onStart() {
         super.onStart()
-        screen = CoroutineScope(Job() + mainDispatcher).also { it.launch { session.state.collect(::show) } }
+        screen = CoroutineScope(Job() + mainDispatcher).also { it.launch { session.state.collect { state -> show(state) } } }
     }
 
     override fun onStop() {
@@ -56,6 +72,11 @@ class MainActivity : android.app.Activity() {
         // Nobody holds the button of a screen that is gone; turning the phone ends the recording, too, and translates it.
         session.release()
         super.onStop()
+    }
+
+    override fun onSaveInstanceState(state: Bundle) {
+        super.onSaveInstanceState(state)
+        state.putBoolean(SHOWS_MODELS, showsModels)
     }
 
     override fun onRequestPermissionsResult(request: Int, permissions: Array<out String>, results: IntArray) {
@@ -67,7 +88,9 @@ class MainActivity : android.app.Activity() {
     @Deprecated("The result of a file picker, as every version of Android has it")
     override fun onActivityResult(request: Int, result: Int, data: Intent?) {
         val tree = data?.data ?: return
-        if (request == CHOOSE_FOLDER && result == RESULT_OK) session.installFromTree(tree)
+        if (request != CHOOSE_FOLDER || result != RESULT_OK) return
+        showsModels = false
+        session.install(store.treeOpener(tree))
     }
 
     @SuppressLint("ClickableViewAccessibility") // a click, which is what TalkBack sends, starts and stops
@@ -81,7 +104,7 @@ class MainActivity : android.app.Activity() {
             talk.isPressed = event.actionMasked == MotionEvent.ACTION_DOWN || event.actionMasked == MotionEvent.ACTION_MOVE
             true
         }
-        talk.setOnClickListener { if (session.state.value.activity == Activity.RECORDING) session.release() else talk() }
+        talk.setOnClickListener { if (session.state.value.activity == SessionActivity.RECORDING) session.release() else talk() }
     }
 
     private fun talk() {
@@ -92,21 +115,41 @@ class MainActivity : android.app.Activity() {
         }
     }
 
+    private fun download(address: String) {
+        showsModels = false
+        DownloadService.start(this, address)
+    }
+
+    /** Without it a download goes on all the same, and nobody sees how far it is. */
+    private fun askForNotifications() {
+        if (Build.VERSION.SDK_INT < 33 || checkSelfPermission(POST_NOTIFICATIONS) == PackageManager.PERMISSION_GRANTED) return
+        requestPermissions(arrayOf(POST_NOTIFICATIONS), ASK_FOR_NOTIFICATIONS)
+    }
+
     private fun show(state: ScreenState) {
-        val isIdle = state.activity == Activity.IDLE
+        val isIdle = state.activity == SessionActivity.IDLE
         showLanguages(state)
         text(R.id.transcript).text = state.transcript
         text(R.id.translation).text = state.translation
         text(R.id.status).text = state.status
-        text(R.id.figures).text = state.statistics?.let(::describe) ?: ""
-        (findViewById(R.id.models) as View).visibility = if (isIdle && !state.isModelReady) View.VISIBLE else View.GONE
-        button(R.id.model_from_app).visibility = if (session.hasAssets) View.VISIBLE else View.GONE
+        text(R.id.figures).text = state.statistics?.let { describe(it, state.memoryMegabytes) } ?: ""
+        show(R.id.models, isIdle && (showsModels || !state.isModelReady))
+        show(R.id.model_from_app, store.hasAssets)
+        show(R.id.other_model, isIdle && state.isModelReady)
         val talk = button(R.id.talk)
-        talk.isEnabled = state.isModelReady && (isIdle || state.activity == Activity.RECORDING)
-        talk.setText(if (state.activity == Activity.RECORDING) R.string.talking else R.string.talk)
-        button(R.id.cancel).visibility = if (isIdle) View.GONE else View.VISIBLE
+        talk.isEnabled = state.isModelReady && (isIdle || state.activity == SessionActivity.RECORDING)
+        if (!talk.isEnabled) talk.isPressed = false // it hears of no finger any more
+        talk.setText(if (state.activity == SessionActivity.RECORDING) R.string.talking else R.string.talk)
+        show(R.id.cancel, !isIdle)
         val keepOn = WindowManager.LayoutParams.FLAG_KEEP_SCREEN_ON
-        if (isIdle) window.clearFlags(keepOn) else window.addFlags(keepOn)
+        val isSpeaking = state.activity == SessionActivity.RECORDING || state.activity == SessionActivity.TRANSLATING
+        if (isSpeaking) window.addFlags(keepOn) else window.clearFlags(keepOn)
+        // An earlier process ended while it downloaded; the service takes the address out of the state.
+        if (isIdle) state.unfinishedAddress?.let(::download)
+    }
+
+    private fun show(id: Int, isShown: Boolean) {
+        (findViewById(id) as View).visibility = if (isShown) View.VISIBLE else View.GONE
     }
 
     private fun showLanguages(state: ScreenState) {
@@ -118,16 +161,16 @@ class MainActivity : android.app.Activity() {
             }
             val place = state.languages.indexOf(chosen)
             if (place >= 0 && spinner.selectedItemPosition != place) spinner.setSelection(place)
-            spinner.isEnabled = state.activity == Activity.IDLE && state.isModelReady
+            spinner.isEnabled = state.activity == SessionActivity.IDLE && state.isModelReady
         }
         shownLanguages = state.languages
-        button(R.id.swap).isEnabled = state.activity == Activity.IDLE && state.isModelReady
+        button(R.id.swap).isEnabled = state.activity == SessionActivity.IDLE && state.isModelReady
     }
 
-    private fun describe(statistics: Statistics): String = String.format(
-        Locale.ROOT, "%.1f s of speech · heard in %.1f s · %d positions in %.1f s · %.1f tokens/s · %d MB",
+    private fun describe(statistics: Statistics, megabytes: Long?): String = String.format(
+        Locale.ROOT, "%.1f s of speech · heard in %.1f s · %d positions in %.1f s · %.1f tokens/s%s",
         statistics.audioSeconds, statistics.encodeSeconds, statistics.promptPositions, statistics.prefillSeconds,
-        statistics.tokensPerSecond, Debug.getPss() / 1024,
+        statistics.tokensPerSecond, if (megabytes == null) "" else " · $megabytes MB",
     )
 
     private fun hear(id: Int, choose: (String) -> Unit) {
@@ -151,5 +194,10 @@ class MainActivity : android.app.Activity() {
     private companion object {
         const val ASK_FOR_MICROPHONE = 1
         const val CHOOSE_FOLDER = 2
+        const val ASK_FOR_NOTIFICATIONS = 3
+        const val SHOWS_MODELS = "shows_models"
+
+        /** Manifest.permission has it from Android 13 on. */
+        const val POST_NOTIFICATIONS = "android.permission.POST_NOTIFICATIONS"
     }
 }

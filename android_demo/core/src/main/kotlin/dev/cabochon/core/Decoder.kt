@@ -1,7 +1,5 @@
 package dev.cabochon.core
 
-import java.io.Closeable
-
 /** The text decoder with its caches, over a [Session]; `OnnxDecoder` in `backend_onnx.py` binds the same. */
 class Decoder(
     private val engine: Engine,
@@ -11,7 +9,7 @@ class Decoder(
     graph: Graph,
     /** Positions that the caches hold. */
     val capacity: Int,
-) : Closeable {
+) {
     private val inputNames = graph.inputs.map { it.name }.toSet()
     private val outputNames = graph.outputs.map { it.name }.toSet()
     private val buffers = caches.map { cache ->
@@ -72,8 +70,6 @@ class Decoder(
         session.run(given.filterKeys { it in inputNames }, taken.filterKeys { it in outputNames })
         return FloatArray(text.vocabularySize).also { logits.floats().get(it) }
     }
-
-    override fun close() = session.close()
 
     private fun inputsFor(count: Int) = RunInputs(
         count,

@@ -9,11 +9,12 @@ import java.nio.FloatBuffer
 
 /** Row access to an embedding table that stays on disk: `embedding_table.py` is the same in Python. */
 class EmbeddingRows(folder: File, private val table: EmbeddingTable) : Closeable {
-    private val values = Region(folder, table.values, table.rows, table.columns * table.bits / 8)
+    private val parts = OpenedParts()
+    private val values = open(folder, table.values, table.columns * table.bits / 8)
     private val blocks = if (table.isInteger) table.columns / table.blockSize else 0
     private val halfScales = table.scaleStorage == "float16"
-    private val scales = table.scales?.let { Region(folder, it, table.rows, blocks * if (halfScales) 2 else 4) }
-    private val zeroPoints = table.zeroPoints?.let { Region(folder, it, table.rows, (blocks * table.bits + 7) / 8) }
+    private val scales = table.scales?.let { open(folder, it, blocks * if (halfScales) 2 else 4) }
+    private val zeroPoints = table.zeroPoints?.let { open(folder, it, (blocks * table.bits + 7) / 8) }
     private val rowScale = table.rowScale.toFloat()
 
     val columns: Int get() = table.columns
@@ -32,7 +33,10 @@ class EmbeddingRows(folder: File, private val table: EmbeddingTable) : Closeable
         }
     }
 
-    override fun close() = listOfNotNull(values, scales, zeroPoints).forEach(Region::close)
+    override fun close() = parts.close()
+
+    private fun open(folder: File, region: RowRegion, rowBytes: Int) =
+        parts.open { Region(folder, region, table.rows, rowBytes) }
 
     private fun lookUpIntegers(token: Int, row: ByteBuffer, out: FloatBuffer) {
         val scaleRow = scales!!.read(token)
@@ -58,7 +62,7 @@ class EmbeddingRows(folder: File, private val table: EmbeddingTable) : Closeable
     }
 
     private class Region(folder: File, private val region: RowRegion, rows: Int, private val rowBytes: Int) : Closeable {
-        private val file = File(folder, region.file)
+        private val file = File(folder, requireInside(region.file, "manifest.json"))
         private val content = if (file.isFile) {
             RandomAccessFile(file, "r")
         } else {
@@ -66,8 +70,10 @@ class EmbeddingRows(folder: File, private val table: EmbeddingTable) : Closeable
         }
 
         init {
-            val end = region.offset + (rows - 1) * region.stride + rowBytes
-            if (rowBytes > region.stride || end > content.length()) {
+            // Divided, since a product of what a file says could overflow.
+            val room = content.length() - region.offset - rowBytes
+            if (rowBytes > region.stride || room < 0 || room / region.stride < rows - 1) {
+                content.close()
                 throw ModelException("${region.file} is too short for its $rows embedding rows: copy the model again.")
             }
         }

@@ -20,30 +20,26 @@ class GraphTranslator(
     private val manifest = model.manifest
     private val graphs = manifest.engines[engine.name]
         ?: throw ModelException("the model has no graphs for ${engine.name}: convert it with --target ${engine.name}.")
-    private val tokenizer = model.readTokenizer()
-    private val logMel = model.readLogMel()
-    private val prompts = PromptBuilder(model.prompts, manifest.prompts, manifest.audio, tokenizer)
-    private val tokenRows = EmbeddingRows(model.folder, graphs.tokenEmbeddings)
-    private val perLayerRows = graphs.perLayerEmbeddings?.let { EmbeddingRows(model.folder, it) }
     private val encoderGraph = graphs.audioEncoder ?: throw ModelException("the model hears nothing: convert it with audio.")
-    private val encoder = engine.open(model.file(encoderGraph.file).path)
-    private val decoder = Decoder(
-        engine, engine.open(model.file(graphs.decoder.file).path), manifest.text, graphs.caches, graphs.decoder,
-        if (contextLength > 0) minOf(contextLength, manifest.text.contextLength) else manifest.text.contextLength,
-    )
+    private val opened = OpenedParts(engine)
+    private val tokenizer = opened.open { model.readTokenizer() }
+    private val logMel = opened.open { model.readLogMel() }
+    private val prompts = opened.open { PromptBuilder(model.prompts, manifest.prompts, manifest.audio, tokenizer) }
+    private val tokenRows = opened.open { EmbeddingRows(model.folder, graphs.tokenEmbeddings) }
+    private val perLayerRows = graphs.perLayerEmbeddings?.let { opened.open { EmbeddingRows(model.folder, it) } }
+    private val encoder = opened.open { engine.open(model.file(encoderGraph.file).path) }
+    private val decoderSession = opened.open { engine.open(model.file(graphs.decoder.file).path) }
+    private val decoder = opened.open {
+        val capacity = if (contextLength > 0) minOf(contextLength, manifest.text.contextLength) else manifest.text.contextLength
+        Decoder(engine, decoderSession, manifest.text, graphs.caches, graphs.decoder, capacity)
+    }
     private val turn = Mutex()
 
     override fun translate(sound: Sound, source: String, target: String): Flow<TranslationUpdate> = flow {
         turn.withLock { answer(sound, source, target) }
     }.flowOn(Dispatchers.Default)
 
-    override fun close() {
-        encoder.close()
-        decoder.close()
-        tokenRows.close()
-        perLayerRows?.close()
-        engine.close()
-    }
+    override fun close() = opened.close()
 
     /** Log-mel frames [frames, melBins] of a sound. */
     fun frames(sound: Sound): FloatArray {

@@ -38,10 +38,21 @@ class JsonReader(private val source: Reader, private val name: String) {
         expect('"')
         val text = StringBuilder()
         while (true) {
-            when (val letter = next()) {
+            if (!fill()) fail("its end too early")
+            val start = position
+            while (position < length && buffer[position] != '"' && buffer[position] != '\\' && buffer[position] >= ' ') position++
+            val count = position - start
+            // The whole text lies in the buffer, as almost all of them do.
+            if (text.isEmpty() && position < length && buffer[position] == '"') {
+                position++
+                return String(buffer, start, count)
+            }
+            text.append(buffer, start, count)
+            if (position == length) continue
+            when (next()) {
                 '"' -> return text.toString()
                 '\\' -> text.append(readEscape())
-                else -> if (letter < ' ') fail("a control character in a text") else text.append(letter)
+                else -> fail("a control character in a text")
             }
         }
     }
@@ -61,16 +72,17 @@ class JsonReader(private val source: Reader, private val name: String) {
 
     fun readInt(): Int {
         val value = readValue()
-        return (value as? Long)?.takeIf { it in Int.MIN_VALUE..Int.MAX_VALUE }?.toInt() ?: fail("$value for a number")
+        return asInt(value) ?: fail("$value for a number")
     }
 
     /** Whether the next value begins so. */
     fun isNext(letter: Char): Boolean = peek() == letter
 
-    fun skipValue() {
+    fun skipValue(depth: Int = 0) {
+        if (depth > DEEPEST) fail("values deeper than $DEEPEST")
         when (peek()) {
-            '{' -> readObject { skipValue() }
-            '[' -> readArray { skipValue() }
+            '{' -> readObject { skipValue(depth + 1) }
+            '[' -> readArray { skipValue(depth + 1) }
             else -> readValue()
         }
     }
@@ -144,14 +156,15 @@ class JsonReader(private val source: Reader, private val name: String) {
     }
 }
 
+private fun asInt(value: Any?): Int? = (value as? Long)?.takeIf { it in Int.MIN_VALUE..Int.MAX_VALUE }?.toInt()
+
 /** A JSON object whose keys have to be known: an unknown one may change what a model computes. */
 class JsonObject(private val name: String, private val values: Map<String, Any?>) {
     private val asked = HashSet<String>()
 
     fun text(key: String): String = value(key) as? String ?: fail(key, "a text")
 
-    fun int(key: String): Int =
-        (value(key) as? Long)?.takeIf { it in Int.MIN_VALUE..Int.MAX_VALUE }?.toInt() ?: fail(key, "a number")
+    fun int(key: String): Int = asInt(value(key)) ?: fail(key, "a number")
 
     fun long(key: String): Long = value(key) as? Long ?: fail(key, "a number")
 
@@ -159,7 +172,7 @@ class JsonObject(private val name: String, private val values: Map<String, Any?>
 
     fun boolean(key: String): Boolean = value(key) as? Boolean ?: fail(key, "true or false")
 
-    fun integers(key: String): List<Int> = list(key).map { (it as? Long)?.toInt() ?: fail(key, "a list of numbers") }
+    fun integers(key: String): List<Int> = list(key).map { asInt(it) ?: fail(key, "a list of numbers") }
 
     fun texts(key: String): List<String> = list(key).map { it as? String ?: fail(key, "a list of texts") }
 

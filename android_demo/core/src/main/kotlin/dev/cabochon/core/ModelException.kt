@@ -1,4 +1,7 @@
 package dev.cabochon.core
 
 /** What a person can mend; the message is one sentence: what was found, what was expected, what to do. */
-class ModelException(sentence: String) : Exception(sentence)
+open class ModelException(sentence: String) : Exception(sentence)
+
+/** A connection failed that may hold at the next try; what came is kept. */
+class TransferInterruptedException(sentence: String) : ModelException(sentence)

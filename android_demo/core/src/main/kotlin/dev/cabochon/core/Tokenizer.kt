@@ -38,10 +38,10 @@ class Tokenizer private constructor(private val description: TokenizerDescriptio
     }
 
     /** The text of tokens, without control tokens that the tokenizer calls special. */
-    fun decode(tokens: IntArray): String = spell(tokens.filter { it !in specialTokens })
+    fun decode(tokens: IntArray): String = spell(tokens.filter { it !in specialTokens && isKnown(it) })
 
     /** The text of tokens, control tokens as they are written. */
-    fun decodeWithControlTokens(tokens: IntArray): String = spell(tokens.asList())
+    fun decodeWithControlTokens(tokens: IntArray): String = spell(tokens.filter(::isKnown))
 
     /** Whether a token stands for one byte of a character. */
     fun isByte(token: Int): Boolean = token in byteOfToken
@@ -55,7 +55,7 @@ class Tokenizer private constructor(private val description: TokenizerDescriptio
             val bytes = ArrayList<Byte>()
             while (index < tokens.size) bytes.add(byteOfToken[tokens[index]] ?: break).also { index++ }
             if (bytes.isNotEmpty()) text.append(readBytes(bytes.toByteArray()))
-            if (index < tokens.size) text.append(textOf(tokens[index++]).replace(BLANK, ' '))
+            if (index < tokens.size) text.append(textOfToken[tokens[index++]]!!.replace(BLANK, ' '))
         }
         return text.toString()
     }
@@ -66,7 +66,8 @@ class Tokenizer private constructor(private val description: TokenizerDescriptio
         return if (text.toByteArray(Charsets.UTF_8).contentEquals(bytes)) text else "\uFFFD".repeat(bytes.size)
     }
 
-    private fun textOf(token: Int): String = textOfToken.getOrNull(token) ?: ""
+    /** A model's vocabulary may have rows that no token stands for: they part no bytes of a character. */
+    private fun isKnown(token: Int): Boolean = textOfToken.getOrNull(token) != null
 
     private fun encodePlain(text: String, tokens: TokenList) {
         if (text.isEmpty()) return

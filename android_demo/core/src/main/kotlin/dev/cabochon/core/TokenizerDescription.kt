@@ -46,12 +46,12 @@ class TokenizerDescription private constructor(
                 if (listOf("single_word", "lstrip", "rstrip", "normalized").any(token::boolean)) {
                     fail("an added token that stretches beyond its text")
                 }
-                return AddedToken(token.int("id"), token.text("content"), token.boolean("special"))
+                return AddedToken(id(token.int("id")), token.text("content"), token.boolean("special"))
             }
 
             private fun readModelMember(key: String) {
                 when (key) {
-                    "vocab" -> json.readObject { vocabulary[it] = json.readInt() }
+                    "vocab" -> json.readObject { vocabulary[it] = id(json.readInt()) }
                     "merges" -> readMerges()
                     "type" -> requireEqual(key, json.readValue(), "BPE")
                     "byte_fallback" -> requireEqual(key, json.readValue(), true)
@@ -86,6 +86,9 @@ class TokenizerDescription private constructor(
                 merges = table
             }
 
+            /** Texts lie in an array by their ids. */
+            private fun id(id: Int): Int = if (id in 0 until MOST_TOKENS) id else fail("the token $id")
+
             private fun token(text: String): Int = vocabulary[text] ?: fail("a merge of the unknown token $text")
 
             private fun requireEqual(key: String, found: Any?, expected: Any?) {
@@ -96,6 +99,7 @@ class TokenizerDescription private constructor(
                 throw ModelException("$NAME has $found, expected a tokenizer of Gemma 4: update the app.")
         }
 
+        private const val MOST_TOKENS = 1 shl 22
         private val SPACE = mapOf("String" to " ")
         private val NORMALIZER = mapOf("type" to "Replace", "pattern" to SPACE, "content" to "▁")
         private val PRE_TOKENIZER =

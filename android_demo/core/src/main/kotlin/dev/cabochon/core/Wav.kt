@@ -2,10 +2,16 @@ package dev.cabochon.core
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import kotlin.math.roundToInt
 
 /** A mono waveform in [-1, 1]. */
 class Sound(val waveform: FloatArray, val sampleRate: Int) {
     val seconds: Double get() = waveform.size.toDouble() / sampleRate
+
+    /** The samples that a microphone gave: [Wav.read] has them divided by 32768. */
+    fun toShorts(): ShortArray = ShortArray(waveform.size) {
+        (waveform[it] * 32768f).roundToInt().coerceIn(Short.MIN_VALUE.toInt(), Short.MAX_VALUE.toInt()).toShort()
+    }
 }
 
 /** WAV files: 16-bit or float samples, any number of channels; what the app records and what engines take. */

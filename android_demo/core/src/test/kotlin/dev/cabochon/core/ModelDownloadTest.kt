@@ -6,6 +6,7 @@ import java.net.InetAddress
 import java.net.InetSocketAddress
 import kotlinx.coroutines.flow.collect
 import kotlinx.coroutines.flow.first
+import kotlinx.coroutines.flow.toList
 import kotlinx.coroutines.runBlocking
 import org.junit.After
 import org.junit.Assert.assertArrayEquals
@@ -26,6 +27,9 @@ class ModelDownloadTest {
     private val ranges = ArrayList<String?>()
     private var served = content
     private var knowsRanges = true
+
+    /** Bytes of an answer behind which the server hangs up. */
+    private var dropsAfter = Int.MAX_VALUE
     private lateinit var server: HttpServer
 
     @Before
@@ -38,7 +42,10 @@ class ModelDownloadTest {
             if (start > 0) exchange.responseHeaders.add("Content-Range", "bytes $start-${served.size - 1}/${served.size}")
             val found = exchange.requestURI.path.endsWith(file.path)
             exchange.sendResponseHeaders(if (!found) 404 else if (start > 0) 206 else 200, (served.size - start).toLong())
-            exchange.responseBody.use { it.write(served, start, served.size - start) }
+            val sent = minOf(served.size - start, dropsAfter)
+            exchange.responseBody.write(served, start, sent)
+            exchange.responseBody.flush()
+            exchange.close()
         }
         server.start()
     }
@@ -47,8 +54,9 @@ class ModelDownloadTest {
     fun stop() = server.stop(0)
 
     private val folder: File get() = scratch.root
-    private fun address() = "http://127.0.0.1:${server.address.port}/model/"
-    private fun download(base: String = address()) = runBlocking { ModelDownload(folder, listOf(file)).fromUrl(base).collect() }
+    private fun address() = "http://127.0.0.1:${server.address.port}/model"
+    private fun download(base: String = address()) = runBlocking { plainDownload().fromUrl(DownloadAddress(base)).collect() }
+    private fun plainDownload(vararg pauses: Long) = ModelDownload(folder, listOf(file), pauses = pauses.toList())
     private fun part() = File(folder, "${file.path}.part")
 
     @Test
@@ -70,7 +78,7 @@ class ModelDownloadTest {
 
     @Test
     fun `a download that is cancelled keeps what came`() = runBlocking {
-        ModelDownload(folder, listOf(file)).fromUrl(address()).first()
+        plainDownload().fromUrl(DownloadAddress(address())).first()
         // A fast server has sent all of it before anybody hears of the first piece.
         assertTrue(maxOf(part().length(), File(folder, file.path).length()) in 1..content.size)
         download()
@@ -98,8 +106,58 @@ class ModelDownloadTest {
     fun `a short answer and a wrong address are told in a sentence`() {
         served = content.copyOf(10)
         assertRefused("try again") { download() }
-        assertRefused("answered 404") { runBlocking { ModelDownload(folder, listOf(file.copy(path = "a/b"))).fromUrl(address()).collect() } }
-        assertRefused("broke off") { download("http://127.0.0.1:1/") }
+        val elsewhere = ModelDownload(folder, listOf(file.copy(path = "a/b")))
+        assertRefused("answered 404") { runBlocking { elsewhere.fromUrl(DownloadAddress(address())).collect() } }
+        assertRefused("broke off") { download("http://127.0.0.1:1") }
+    }
+
+    @Test
+    fun `a connection that breaks off is tried again, and goes on`() = runBlocking {
+        dropsAfter = 400_000
+        plainDownload(0).fromUrl(DownloadAddress(address())).collect()
+        assertArrayEquals(content, File(folder, file.path).readBytes())
+        assertEquals(listOf(null, "bytes=400000-", "bytes=800000-"), ranges) // each try came further, so that none was the last
+    }
+
+    @Test
+    fun `a connection that brings nothing is given up`() {
+        dropsAfter = 0
+        val error = runCatching { runBlocking { plainDownload(0, 0).fromUrl(DownloadAddress(address())).collect() } }
+        assertTrue(error.exceptionOrNull() is TransferInterruptedException)
+        assertEquals(3, ranges.size)
+    }
+
+    @Test
+    fun `progress is that of all files together`() = runBlocking {
+        val second = file.copy(path = "second.data")
+        val progress = ModelDownload(folder, listOf(file, second)).fromStreams { content.inputStream() }.toList()
+        assertEquals("second.data: 2 of 2 MB, 100 %", progress.last().toString())
+        assertEquals(progress.map { it.bytes }.sorted(), progress.map { it.bytes })
+        assertTrue(progress.all { it.size == 2L * content.size })
+    }
+
+    @Test
+    fun `a file of the right length is compared before it is taken for the model's`() {
+        File(folder, file.path).writeBytes(content.clone().also { it[7] = 9 })
+        download()
+        assertArrayEquals(content, File(folder, file.path).readBytes())
+    }
+
+    @Test
+    fun `a model that the disk has no room for is refused before anything comes`() {
+        val huge = file.copy(path = "huge.data", size = 1L shl 40)
+        assertRefused("MB are free") { runBlocking { ModelDownload(folder, listOf(huge)).fromStreams { content.inputStream() }.collect() } }
+        assertEquals(emptyList<String>(), folder.list()!!.toList())
+    }
+
+    @Test
+    fun `only https is downloaded from`() {
+        val words = "https address"
+        listOf("", "http://a/b", "ftp://a/b", "file:///data/a", "https://", "https:///a", "https://a/b?c", "a.b/c").forEach {
+            assertRefused(words) { DownloadAddress.read(it) }
+        }
+        assertEquals("https://a.b/c", DownloadAddress.read(" https://a.b/c// ").toString())
+        assertEquals("https://a.b/c/d%20e/%23f%25.bin", DownloadAddress.read("https://a.b/c").of("d e/#f%.bin").toString())
     }
 
     @Test

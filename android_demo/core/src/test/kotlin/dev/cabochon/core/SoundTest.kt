@@ -30,6 +30,8 @@ class SoundTest {
         val sound = Wav.read(Wav.write(samples, 16000))
         assertEquals(16000, sound.sampleRate)
         assertArrayEquals(FloatArray(5) { samples[it] / 32768f }, sound.waveform, 0f)
+        assertArrayEquals(samples, sound.toShorts())
+        assertArrayEquals(shortArrayOf(Short.MAX_VALUE), Sound(floatArrayOf(1f), 16000).toShorts())
     }
 
     @Test

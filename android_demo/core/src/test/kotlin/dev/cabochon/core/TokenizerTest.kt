@@ -36,6 +36,12 @@ class TokenizerTest {
     }
 
     @Test
+    fun `tokens that the vocabulary lacks have no text and part no character`() {
+        val bytes = tokenizer.encode("🦊").filter { tokenizer.isByte(it) }
+        assertEquals("🦊", tokenizer.decode((bytes.take(2) + 1_000_000 + bytes.drop(2) + -1).toIntArray()))
+    }
+
+    @Test
     fun `a tokenizer of another kind is refused`() {
         assertRefused("WordPiece for type") { Tokenizer.read("""{"model": {"type": "WordPiece"}}""".reader()) }
         assertRefused("no merges") { Tokenizer.read("""{"model": {"type": "BPE", "vocab": {"a": 0}}}""".reader()) }

@@ -17,8 +17,10 @@ import dev.cabochon.core.TranslatorFactory
 import dev.cabochon.core.Wav
 import dev.cabochon.core.splitTranslation
 import java.io.File
+import kotlinx.coroutines.CancellationException
 import kotlinx.coroutines.Dispatchers
 import kotlinx.coroutines.flow.Flow
+import kotlinx.coroutines.flow.catch
 import kotlinx.coroutines.flow.flow
 import kotlinx.coroutines.flow.flowOn
 
@@ -36,16 +38,17 @@ class LiteRtLmTranslator(model: ModelFolder, bundle: File, cache: File) : Transl
     )
 
     init {
-        engine.initialize()
+        try {
+            engine.initialize()
+        } catch (error: RuntimeException) { // what its JNI layer throws
+            throw ModelException("LiteRT-LM cannot load ${bundle.name} (${error.message}): convert the model again.")
+        }
     }
 
     override fun translate(sound: Sound, source: String, target: String): Flow<TranslationUpdate> = flow {
         if (source == target) throw ModelException("source and target are both $source: choose two different languages.")
-        if (sound.sampleRate != audio.logMel.sampleRate || sound.waveform.size > audio.maxSamples) {
-            throw ModelException("the sound lasts ${sound.seconds} s at ${sound.sampleRate} Hz: speak shorter.")
-        }
-        val samples = ShortArray(sound.waveform.size) { (sound.waveform[it] * Short.MAX_VALUE).toInt().toShort() }
-        val wav = Wav.write(samples, sound.sampleRate)
+        requireFitting(sound)
+        val wav = Wav.write(sound.toShorts(), sound.sampleRate)
         val instruction = prompts.translate.replace("{source}", source).replace("{target}", target)
         val started = System.nanoTime()
         var firstAt = 0L
@@ -67,7 +70,10 @@ class LiteRtLmTranslator(model: ModelFolder, bundle: File, cache: File) : Transl
         engine.createConversation(greedy).use { conversation ->
             var isFinished = false
             try {
-                conversation.sendMessageAsync(Contents.of(Content.Text(instruction), Content.AudioBytes(wav))).collect {
+                conversation.sendMessageAsync(Contents.of(Content.Text(instruction), Content.AudioBytes(wav))).catch { error ->
+                    throw error as? CancellationException ?: error as? Error
+                        ?: ModelException("LiteRT-LM cannot run the model (${error.message}): convert it again.")
+                }.collect {
                     if (firstAt == 0L) firstAt = System.nanoTime()
                     pieces++
                     text.append(it.toString())
@@ -82,6 +88,14 @@ class LiteRtLmTranslator(model: ModelFolder, bundle: File, cache: File) : Transl
     }.flowOn(Dispatchers.Default)
 
     override fun close() = engine.close()
+
+    private fun requireFitting(sound: Sound) {
+        val (rate, longest) = audio.logMel.sampleRate to audio.maxSamples
+        if (sound.sampleRate != rate) throw ModelException("the sound has ${sound.sampleRate} Hz, expected $rate: record it so.")
+        if (sound.waveform.size > longest) {
+            throw ModelException("the sound lasts %.0f s, but the model takes ${longest / rate} s: speak shorter.".format(sound.seconds))
+        }
+    }
 }
 
 /** Runs a bundle that `cabochon-convert litertlm` wrote. */

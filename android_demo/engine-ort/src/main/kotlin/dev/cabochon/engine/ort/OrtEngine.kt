@@ -9,6 +9,7 @@ import dev.cabochon.core.Engine
 import dev.cabochon.core.GraphTranslator
 import dev.cabochon.core.ModelException
 import dev.cabochon.core.ModelFolder
+import dev.cabochon.core.OpenedParts
 import dev.cabochon.core.Session
 import dev.cabochon.core.Tensor
 import dev.cabochon.core.TensorType
@@ -50,12 +51,14 @@ class OrtEngine(private val threads: Int = Runtime.getRuntime().availableProcess
 
 private class OrtGraph(private val environment: OrtEnvironment, private val session: OrtSession) : Session {
     override fun run(inputs: Map<String, Tensor>, outputs: Map<String, Tensor>) {
-        val given = inputs.mapValues { wrap(it.value) }
-        val taken = outputs.mapValues { wrap(it.value) }
-        try {
-            session.run(given, emptySet<String>(), taken, null).close()
-        } finally {
-            (given.values + taken.values).forEach(OnnxTensor::close)
+        OpenedParts().use { wrapped ->
+            try {
+                val given = inputs.mapValues { wrapped.open { wrap(it.value) } }
+                val taken = outputs.mapValues { wrapped.open { wrap(it.value) } }
+                session.run(given, emptySet<String>(), taken, null).close()
+            } catch (error: OrtException) {
+                throw ModelException("onnxruntime cannot run the model (${error.message}): convert it again.")
+            }
         }
     }
 
