@@ -23,6 +23,9 @@ class OrtEnvironment private constructor() {
     @Suppress("UNUSED_PARAMETER")
     fun createSession(path: String, options: OrtSession.SessionOptions): OrtSession = TODO()
 
+    @Suppress("UNUSED_PARAMETER")
+    fun setTelemetry(sendTelemetry: Boolean): Unit = TODO()
+
     companion object {
         @JvmStatic
         fun getEnvironment(): OrtEnvironment = TODO()

@@ -21,7 +21,8 @@ import java.nio.ByteOrder
 
 /** onnxruntime's Java interface; tensors are direct buffers, which it reads and writes without copying them. */
 class OrtEngine(private val threads: Int = Runtime.getRuntime().availableProcessors()) : Engine {
-    private val environment = OrtEnvironment.getEnvironment()
+    // Builds since 1.29 report their use to Microsoft where nobody says this: see telemetry.py.
+    private val environment = OrtEnvironment.getEnvironment().apply { setTelemetry(false) }
 
     override val name = "onnx"
 
