@@ -10,7 +10,7 @@ SET_UP = pyproject.toml constraints.txt
 BROWSERS = chromium chromium-browser google-chrome
 
 .PHONY: setup browser demo android-assets test-android android-apk test fuzz test-rpi test-rpi-full test-fullsize \
-	bench-fullsize fidelity faults docs lint fmt bench clean
+	bench-fullsize fidelity faults soak docs lint fmt bench clean
 
 setup: $(VENV)/test.stamp $(RUNTIME_VENV)/stamp
 
@@ -98,6 +98,10 @@ fidelity: $(VENV)/train.stamp
 MINUTES = 5
 faults: $(VENV)/test.stamp
 	$(VENV)/bin/python benchmarks/faults.py --minutes $(MINUTES)
+
+# Both servers under many clients, some of whom misbehave: make soak MINUTES=60.
+soak: $(VENV)/test.stamp
+	$(VENV)/bin/python benchmarks/soak.py --minutes $(MINUTES)
 
 # What the Android app needs of the small model: assets, and vectors to test its Kotlin against.
 ANDROID_RECIPE = int4-mixed
