@@ -182,6 +182,7 @@ def print_placements(package: Package, engine: str, threads: int, rounds: int) -
         decode = median(loaded.decode(rounds * BenchSettings().tokens))
         name = f"{count}{', pinned' if pinned else ''}"
         print(f"| {name} | {SHORT / prefill:.2f} positions/s | {1 / decode:.2f} tokens/s |", flush=True)
+        del loaded  # or two of them would be in memory at once
 
 
 def compare_with_litert_lm(path: Path, threads: int) -> str:

@@ -39,6 +39,11 @@ class Served:
         self._server.should_exit = True
         self._thread.join()
 
+    @property
+    def connections(self) -> int:
+        """That are open."""
+        return len(self._server.server_state.connections)
+
     def client(self, key: str = "none") -> openai.OpenAI:
         client = openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0)
         self._clients.append(client)

@@ -45,7 +45,10 @@ def _metadata_of_clone(path: Path) -> str:
     lines += [f"Requires-Dist: {each}" for each in project["dependencies"]]
     for extra, requirements in project["optional-dependencies"].items():
         lines.append(f"Provides-Extra: {extra}")
-        lines += [f"Requires-Dist: {each}; extra == '{extra}'" for each in requirements]
+        for each in requirements:
+            name, _, marker = (part.strip() for part in each.partition(";"))
+            condition = f"({marker}) and extra == '{extra}'" if marker else f"extra == '{extra}'"
+            lines.append(f"Requires-Dist: {name}; {condition}")
     return "\n".join(lines) + "\n"
 
 

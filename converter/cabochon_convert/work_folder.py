@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cabochon.errors import CabochonError
-from cabochon.whole_file import is_alive, sync_folder
+from cabochon.whole_file import is_alive, sync_file, sync_folder
 
 try:
     import fcntl
@@ -71,8 +71,7 @@ def sync_files(folder: Path) -> None:
     """Force all files below a folder, and their names, onto the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(path)
     for path in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         sync_folder(path)
 

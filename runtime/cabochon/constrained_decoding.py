@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cabochon.arrays import Float32Array
-from cabochon.errors import RequestError, missing_dependency
+from cabochon.errors import PackageError, RequestError, missing_dependency
 from cabochon.thinking import Thoughts, TokenChooser
 from cabochon.tokenizer import Tokenizer
 
@@ -174,9 +174,15 @@ class ConstrainedSampler:
         if begin is not None and thinking is not None:
             logits[begin] = thinking
         self._may_think = False
-        token = self._chooser.choose(logits) if np.isfinite(logits).any() else 0
-        if not np.isfinite(logits[token]):
-            raise RequestError("the model suppresses every token that could come next in the form of the answer.")
+        are_numbers = not np.isnan(logits).any()
+        try:
+            token = self._chooser.choose(logits)
+        except PackageError:
+            if are_numbers:  # what the form allows is what the model never says
+                raise RequestError(
+                    "the model suppresses every token that could come next in the form of the answer: change the form."
+                ) from None
+            raise
         if token != begin:
             self._constraint.accept(token)
         return token

@@ -32,6 +32,7 @@ from cabochon.memory_cost import compute_memory_cost, weight_cache_bytes
 from cabochon.package import Package, cache_folder, open_package
 from cabochon.quiet import quiet
 from cabochon.raspberry_pi import check_raspberry_pi
+from cabochon.telemetry import refuse_telemetry
 
 OLDEST_PYTHON = (3, 11)
 SMALL_CACHE_BYTES = 100_000_000
@@ -178,6 +179,7 @@ def judge_library(library: Library, status: Status, name: str = "") -> Finding:
     except importlib.metadata.PackageNotFoundError:
         version = ""
     try:
+        refuse_telemetry()
         with quiet(1, 2):
             import_module(library.module)
     except Exception as error:  # also a library for another processor, or one whose shared library is missing

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cabochon.whole_file import replace_text, sync_folder
+from cabochon.whole_file import replace_text, sync_file, sync_folder
 
 try:
     import fcntl
@@ -75,8 +75,7 @@ def _keep(weights: Path) -> None:
     try:
         if not weights.is_file() or _state(weights) == _noted(weights):
             return
-        with weights.open("rb") as file:
-            os.fsync(file.fileno())
+        sync_file(weights)
         sync_folder(weights.parent)
         replace_text(_note(weights), _state(weights))
     except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -44,17 +44,24 @@ class ModelQueue:
         """Requests that wait or are being answered."""
         return self._admitted
 
-    def submit(self, make: Callable[[], Iterator[Item]]) -> Job[Item]:
+    def submit(self, make: Callable[[], Iterator[Item]], clean_up: Callable[[], object] | None = None) -> Job[Item]:
         """Take work on; its items can then be iterated over.
 
         Args:
             make: begins the work, in the model's thread.
+            clean_up: called when it has ended, also where it was given up before it began.
 
         Raises:
             BusyError: too many wait already.
         """
         self._admit()
-        return Job(self._thread, make, self._time_limit, self._closing, self._release)
+
+        def end() -> None:
+            self._release()
+            if clean_up is not None:
+                clean_up()
+
+        return Job(self._thread, make, self._time_limit, self._closing, end)
 
     def open(self) -> Place:
         """A place in the line for work that comes piece by piece, between which others are answered.
@@ -68,7 +75,8 @@ class ModelQueue:
     def close(self) -> None:
         """End the work that is being done at its next item; drop what waits."""
         self._closing.set()
-        self._thread.shutdown(cancel_futures=True)
+        # Not waited for: a signal that ends the service must not wait for an answer, minutes on a small machine.
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _admit(self) -> None:
         if self._admitted >= self._longest:
@@ -137,8 +145,7 @@ class Job(Generic[Item]):
         self._closing = closing
         self._deadline = self._loop.time() + time_limit
         self._done = done
-        future = thread.submit(self._work, make)
-        future.add_done_callback(lambda ended: self._call(done) if ended.cancelled() else None)
+        thread.submit(self._work, make).add_done_callback(self._give_up)
 
     def __aiter__(self) -> AsyncIterator[Item]:
         return self._iterate()
@@ -177,6 +184,12 @@ class Job(Generic[Item]):
             # In this order: whoever has the whole answer and asks again at once finds the place free.
             self._call(self._done)
             self._call(self._items.put_nowait, _END)
+
+    def _give_up(self, ended: Future[None]) -> None:
+        """Where the line was closed before the work began."""
+        if ended.cancelled():
+            self._call(self._done)
+            self._call(self._items.put_nowait, _Failure(BusyError()))
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         """In the thread of the event loop, unless that has ended."""

@@ -41,7 +41,8 @@ def tidy_termination() -> Iterator[None]:
     numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the tidying up
+        for each in numbers:  # a second one, of either kind, would interrupt the tidying up
+            signal.signal(each, signal.SIG_IGN)
         raise Terminated(number)
 
     for number in numbers:

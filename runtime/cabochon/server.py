@@ -234,15 +234,16 @@ async def _heard(
             yield from hearing.pieces(path, with_times=shape in ("srt", "vtt", "verbose_json"))
         except AudioError as error:
             raise AudioError(str(error).replace(str(path), "the sound")) from None
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+
+    def clean_up() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
 
     try:
         with path.open("wb") as file:
             await asyncio.to_thread(shutil.copyfileobj, upload.file, file)
-        job = queue.submit(work)
+        job = queue.submit(work, clean_up)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        clean_up()
         raise
     if stream:
         return await _streamed(job, lambda piece: {"type": "transcript.text.delta", "delta": piece}, _done(hearing))

@@ -48,11 +48,11 @@ class PatientProtocol(H11Protocol):
         super().on_response_complete()
 
     def _look(self) -> None:
-        if self.transport.is_closing():
-            return
-        waits = self.cycle is None or self.cycle.response_complete
+        # It closes when all that was written has been read.
+        closing = self.transport.is_closing()
+        waits = not closing and (self.cycle is None or self.cycle.response_complete)
         # Only where nothing was read between two looks.
-        stuck = self.flow.write_paused
+        stuck = self.flow.write_paused or closing
         if (waits and self.loop.time() - self._waits_since >= HEADER_SECONDS) or (stuck and self._was_stuck):
             self.transport.abort()
             return

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import os
+import sys
 from pathlib import Path
+
+_MARK = ".cabochon-"
+"""In the names of what is being written: nobody else's files look like that."""
+_NUMBERS = itertools.count()
+"""Threads of one process write the same file at once, too."""
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -20,7 +27,7 @@ def replace_text(path: Path, text: str) -> None:
 def replace_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file whole: whoever reads meanwhile, or after a power cut, finds the old one or the new one."""
     remove_leftovers(path.parent, path.name)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}{_MARK}{os.getpid()}-{next(_NUMBERS)}")
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -34,15 +41,18 @@ def replace_bytes(path: Path, content: bytes | memoryview) -> None:
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Remove what writers of a file, or without a name of any file, left beside it when they were killed."""
-    beginning = ".*." if name is None else f".{glob.escape(name)}."
-    for leftover in folder.glob(f"{beginning}[0-9]*"):
-        process = leftover.name.rpartition(".")[2]
-        if process.isdecimal() and not is_alive(int(process)) and leftover.is_file():
+    beginning = ".*" if name is None else f".{glob.escape(name)}"
+    for leftover in folder.glob(f"{beginning}{_MARK}*"):
+        process, _, number = leftover.name.rpartition(_MARK)[2].partition("-")
+        is_ours = process.isdecimal() and number.isdecimal() and leftover.is_file()
+        if is_ours and int(process) != os.getpid() and not is_alive(int(process)):
             leftover.unlink(missing_ok=True)
 
 
 def is_alive(process: int) -> bool:
-    """Whether another process has this number."""
+    """Whether another process has this number; true where nobody can be asked."""
+    if sys.platform == "win32":  # there, the signal 0 is Ctrl-C
+        return True
     try:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
@@ -50,6 +60,12 @@ def is_alive(process: int) -> bool:
     except OSError:
         return True
     return process != os.getpid()
+
+
+def sync_file(path: Path) -> None:
+    """Force what somebody else wrote into a file onto the disk."""
+    with path.open("r+b" if sys.platform == "win32" else "rb") as file:  # which syncs only what may be written
+        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,6 +16,7 @@ from refusals import refused
 import cabochon
 from cabochon import JSON_OBJECT, JsonSchema, Message, RequestError, SamplingSettings
 from cabochon.constrained_decoding import LONGEST_FORM, Constraint
+from cabochon.errors import PackageError
 
 QUESTION = [Message("user", "hello")]
 SCHEMAS = 1000
@@ -132,19 +133,34 @@ def test_a_form_that_is_too_complex_is_one_sentence(model: cabochon.Model) -> No
         ask(model, JsonSchema(schema), sampled(0))
 
 
-class NeverAllowed(Constraint):
-    """Allows one token, which a model suppresses."""
+class Allowing(Constraint):
+    """Allows these tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, *tokens: int) -> None:
         super().__init__(None, [])
+        self.tokens = list(tokens)
 
     def restrict(self, logits: np.ndarray) -> None:
-        logits[:] = -np.inf
+        others = np.ones(len(logits), bool)
+        others[self.tokens] = False
+        logits[others] = -np.inf
 
 
-def test_a_form_whose_every_token_is_suppressed_is_refused() -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("allowed", [[], [3], [3, 4]])
+def test_a_form_whose_every_token_is_suppressed_is_refused(allowed: list[int], temperature: float) -> None:
     from cabochon.constrained_decoding import ConstrainedSampler
     from cabochon.sampling import Sampler
 
+    sampler = Sampler(SamplingSettings(temperature=temperature), (3, 4), 0.0)
     with refused(RequestError, "suppress"):
-        ConstrainedSampler(Sampler(SamplingSettings(), (3,), 0.0), NeverAllowed()).choose(np.zeros(9, np.float32))
+        ConstrainedSampler(sampler, Allowing(*allowed)).choose(np.zeros(9, np.float32))
+
+
+def test_logits_that_are_no_numbers_are_the_packages_fault_in_a_form_too() -> None:
+    from cabochon.constrained_decoding import ConstrainedSampler
+    from cabochon.sampling import Sampler
+
+    logits = np.full(9, np.nan, np.float32)
+    with refused(PackageError, "no number"):
+        ConstrainedSampler(Sampler(SamplingSettings(), (3,), 0.0), Allowing(1)).choose(logits)

@@ -33,6 +33,21 @@ def connect(served: Served) -> socket.socket:
     return socket.create_connection((host, int(port)), timeout=10)
 
 
+def test_who_reads_nothing_of_answers_after_which_the_connection_closes_is_not_waited_for(
+    model: cabochon.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cabochon.server_connections.HEADER_SECONDS", 0.4)
+    page = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    with Served(model, SETTINGS) as served, contextlib.ExitStack() as stack:
+        for count in (20, 60, 100):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            host, _, port = served.address.removeprefix("http://").partition(":")
+            client.connect((host, int(port)))
+            client.sendall(count * (page + b"\r\n") + page + b"Connection: close\r\n\r\n")
+        wait_until(lambda: not served.connections)
+
+
 @pytest.mark.parametrize("sent", [b"", WHOLE[:30], WHOLE + b"GET"])
 def test_who_does_not_finish_a_request_is_not_waited_for(
     model: cabochon.Model, monkeypatch: pytest.MonkeyPatch, sent: bytes

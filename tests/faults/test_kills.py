@@ -8,8 +8,10 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import httpx
 import pytest
 from commands import CABOCHON, CONVERT, run_command, start_command
 from conftest import TINY
+from served import wait_until
 from served_process import SENTENCE, ServedProcess
 
 import cabochon
@@ -114,7 +117,10 @@ def test_a_server_that_is_killed_while_it_answers_answers_again_when_it_is_start
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_conversion_that_is_asked_to_end_tidies_up(tmp_path: Path, number: signal.Signals) -> None:
-    process = subprocess.Popen([CONVERT, TINY, tmp_path / "package"], stderr=subprocess.PIPE, text=True)
+    # The tests themselves may have been started by nohup.
+    undo = f"import os, signal, sys; signal.signal({int(number)}, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", undo, CONVERT, TINY, tmp_path / "package"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.iterdir()):
         time.sleep(0.001)
     process.send_signal(number)
@@ -167,12 +173,46 @@ def test_a_server_that_is_asked_to_end_while_it_answers_ends_cleanly(package: Pa
 def test_files_that_a_killed_writer_left_go_with_the_next_writing(tmp_path: Path) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    (tmp_path / f".notes[1].txt.{dead.pid}").write_text("half")
-    (tmp_path / ".notes[1].txt.1").write_text("of a process that lives")
-    (tmp_path / f".other.txt.{dead.pid}").write_text("somebody else's")
+    (tmp_path / f".notes[1].txt.cabochon-{dead.pid}-0").write_text("half")
+    others = {
+        ".notes[1].txt.cabochon-1-0": "of a process that lives",
+        f".other.txt.cabochon-{dead.pid}-0": "of another file",
+        f".notes[1].txt.{dead.pid}": "the user's own",
+        ".notes[1].txt.20240101": "the user's own",
+    }
+    for name, content in others.items():
+        (tmp_path / name).write_text(content)
     replace_text(tmp_path / "notes[1].txt", "whole")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"notes[1].txt", ".notes[1].txt.1", f".other.txt.{dead.pid}"}
+    assert {path.name for path in tmp_path.iterdir()} == {"notes[1].txt", *others}
+
+
+def test_threads_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) -> None:
+    texts = [str(number) * 1000 for number in range(4)]
+    with ThreadPoolExecutor(len(texts)) as pool:
+        list(pool.map(lambda text: replace_text(tmp_path / "notes.txt", text), 25 * texts))
+    assert (tmp_path / "notes.txt").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_tidying_up_is_not_interrupted_by_the_second_signal_that_ends_a_session(tmp_path: Path) -> None:
+    begun, tidied = tmp_path / "begun", tmp_path / "tidied"
+    work = (
+        "import pathlib, sys, time\n"
+        "from cabochon.process_end import Terminated, tidy_termination\n"
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        "with tidy_termination():\n"
+        "    try:\n"
+        f"        pathlib.Path({str(begun)!r}).touch(); time.sleep(60)\n"
+        "    except Terminated:\n"
+        f"        pathlib.Path({str(begun)!r}).unlink(); time.sleep(1); pathlib.Path({str(tidied)!r}).touch()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", work]) as process:
+        wait_until(begun.exists)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not begun.exists())
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(30) == 0
+    assert tidied.exists()
 
 
 def test_an_interrupted_replacement_never_leaves_a_folder_without_its_package(package: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from cabochon.conversation_file import read_turns
 from cabochon.embedding_table import EmbeddingRows
 from cabochon.errors import CabochonError
 from cabochon.image import read_image
-from cabochon.manifest import manifest_to_text, read_manifest
+from cabochon.manifest_file import manifest_to_text, read_manifest
 from cabochon.prompt import ChatTemplate, Message
 from cabochon.tokenizer import Tokenizer
 from cabochon.tool_calls import ToolCallReader
@@ -66,7 +66,7 @@ def parse_manifest(folder: Path) -> Parse:
         assert read_manifest(folder) == manifest
         for engine in manifest.engines.values():
             with suppress(FileNotFoundError):  # a package is looked through before its tables are opened
-                EmbeddingRows(folder, engine.token_embeddings).look_up([0])
+                EmbeddingRows(folder.joinpath, engine.token_embeddings).look_up([0])
 
     return parse
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -40,7 +41,25 @@ def test_a_graph_reads_weights_of_no_file_outside_its_folder(tmp_path: Path, loc
     assert onnxruntime.InferenceSession(str(package / "good.onnx")).run(None, {})[0].shape == (4,)
     write_identity(package / "bad.onnx", location)
     with refused(PackageError, "onnxruntime cannot load"):
-        _load(package / "bad.onnx", EngineSettings())
+        _load(BarePackage(package), SimpleNamespace(file="bad.onnx"), EngineSettings())  # type: ignore[arg-type]
+
+
+class BarePackage:
+    """A folder that nobody has described."""
+
+    manifest = SimpleNamespace(files=())
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def is_in_place(self, _name: str) -> bool:
+        return True
+
+    def refuse_changed(self) -> None:
+        pass
 
 
 def write_identity(path: Path, location: str) -> None:

@@ -110,3 +110,53 @@ def test_a_place_is_kept_no_longer_than_is_allowed() -> None:
             await place.run(lambda: 1)
 
     asyncio.run(main())
+
+
+def test_what_work_left_is_cleaned_up_also_where_it_was_given_up_before_it_began() -> None:
+    cleaned: list[str] = []
+
+    async def main() -> None:
+        queue, begun, go = ModelQueue(5, 10), threading.Event(), threading.Event()
+
+        def wait() -> Iterator[int]:
+            begun.set()
+            go.wait(5)
+            yield 1
+
+        first = queue.submit(wait, lambda: cleaned.append("first"))
+        given_up = queue.submit(wait, lambda: cleaned.append("given up"))
+        given_up.cancel()
+        go.set()
+        assert await first.all() == [1]
+        go.clear()
+        begun.clear()
+        working = queue.submit(wait, lambda: cleaned.append("closed while it works"))
+        waiting = queue.submit(wait, lambda: cleaned.append("closed while it waits"))
+        await asyncio.to_thread(begun.wait)
+        queue.close()
+        with pytest.raises(BusyError):
+            await waiting.all()
+        go.set()
+        assert await working.all() == []
+        while len(cleaned) < 4 or queue.admitted:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert sorted(cleaned) == ["closed while it waits", "closed while it works", "first", "given up"]
+
+
+def test_closing_does_not_wait_for_the_work_that_is_being_done() -> None:
+    async def main() -> None:
+        queue, go = ModelQueue(5, 10), threading.Event()
+
+        def wait() -> Iterator[int]:
+            go.wait(20)
+            yield 1
+
+        queue.submit(wait)
+        began = time.monotonic()
+        queue.close()
+        assert time.monotonic() - began < 5
+        go.set()
+
+    asyncio.run(main())

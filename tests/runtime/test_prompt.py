@@ -11,7 +11,7 @@ from refusals import refused
 
 from cabochon.errors import PackageError, RequestError
 from cabochon.languages import LANGUAGE_NAMES, language_name
-from cabochon.manifest import read_manifest
+from cabochon.manifest_file import read_manifest
 from cabochon.package import Package
 from cabochon.prompt import (
     ChatTemplate,
