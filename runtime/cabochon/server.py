@@ -17,16 +17,13 @@ from typing import Annotated, Any, Literal
 
 from cabochon.answer import Translation
 from cabochon.errors import (
-    FREE_MEMORY,
     AudioError,
     CabochonError,
-    PackageError,
     RequestError,
-    is_memory_error,
     missing_dependency,
 )
 from cabochon.long_speech import SpokenPart, part_of
-from cabochon.model_queue import BUSY, TOO_SLOW, BusyError, Job, ModelQueue
+from cabochon.model_queue import Job, ModelQueue
 from cabochon.pipeline import Model
 from cabochon.sampling import SamplingSettings
 from cabochon.speech_task import SpeechTask
@@ -36,11 +33,9 @@ from cabochon.web_page import make_web_page
 
 try:
     from fastapi import Depends, FastAPI, File, Form, HTTPException, Request, Response, UploadFile
-    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-    from pydantic import BaseModel
-    from starlette.exceptions import HTTPException as StarletteHTTPException
 
+    from cabochon.server_errors import ANSWERS, ERRORS, error_content, explain_errors, tell_error
     from cabochon.server_limits import LimitedBodies
     from cabochon.server_origins import OwnOrigins
     from cabochon.server_requests import ChatRequest
@@ -82,37 +77,6 @@ class ServerSettings:
         return LONGEST_SOUND * max(self.time_limit, 60.0)
 
 
-class _Error(BaseModel):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class _ErrorAnswer(BaseModel):
-    error: _Error
-
-
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": _ErrorAnswer, "description": description}
-    for status, description in (
-        (400, "The request cannot be fulfilled."),
-        (401, "The API key is missing or wrong."),
-        (403, "The request is addressed to another server, or comes from the page of another site."),
-        (408, "It took too long."),
-        (413, "The request is too large."),
-        (422, "The request has another shape than expected."),
-        (429, "Too many requests wait."),
-        (503, "The server cannot answer now: memory, its disk or the package."),
-    )
-}
-
-
-ANSWERS: dict[int | str, dict[str, Any]] = ERRORS | {
-    200: {"content": {kind: {} for kind in ("application/json", "text/event-stream", "text/plain")}}
-}
-
-
 def create_app(model: Model, settings: ServerSettings) -> FastAPI:
     """The server as an ASGI application, which closes the model's line when it ends."""
     queue = ModelQueue(settings.longest_queue, settings.time_limit)
@@ -125,7 +89,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="cabochon", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(LimitedBodies, max_bytes=settings.max_bytes)
     app.add_middleware(OwnOrigins, host=settings.host, names=settings.names)
-    _explain_errors(app)
+    explain_errors(app)
     page = make_web_page(settings.name, settings.max_bytes)
 
     def check_key(request: Request) -> None:
@@ -352,7 +316,7 @@ async def _streamed(
             for line in end_of(seen):
                 yield _event(line)
         except (CabochonError, MemoryError, OSError) as error:
-            yield _event(_error_content(*_told(error)).model_dump_json())
+            yield _event(error_content(*tell_error(error)).model_dump_json())
         finally:
             job.cancel()
 
@@ -374,51 +338,3 @@ async def _chained(first: list[Any], items: AsyncIterator[Any]) -> AsyncIterator
 
 def _event(line: str) -> str:
     return f"data: {line}\n\n"
-
-
-def _told(error: Exception) -> tuple[int, str]:
-    """Status and sentence of an error that is expected."""
-    match error:
-        case BusyError():
-            return 429, BUSY
-        case TimeoutError():
-            return 408, TOO_SLOW
-        case MemoryError() | RuntimeError():
-            return 503, f"memory ran out on the server: {FREE_MEMORY}."
-        case PackageError():
-            return 503, " ".join(str(error).split())
-        case StarletteHTTPException(__cause__=OSError() as cause):
-            return 503, _disk_sentence(cause)
-        case OSError():
-            return 503, _disk_sentence(error)
-        case StarletteHTTPException():
-            return error.status_code, str(error.detail)
-        case RequestValidationError():
-            first = error.errors()[0]
-            place = ".".join(str(each) for each in first["loc"][1:])
-            return 422, f"{place or 'the request'}: {first['msg']}."
-    return 400, " ".join(str(error).split())
-
-
-def _disk_sentence(error: OSError) -> str:
-    return f"the server cannot read or write a file of this request ({error.strerror}): look at its disk."
-
-
-def _error_content(status: int, message: str) -> _ErrorAnswer:
-    kinds = {401: "authentication_error", 429: "rate_limit_error", 503: "server_error"}
-    return _ErrorAnswer(error=_Error(message=message, type=kinds.get(status, "invalid_request_error")))
-
-
-def _explain_errors(app: FastAPI) -> None:
-    """Every expected error in OpenAI's shape."""
-
-    async def explain(_: Request, error: Exception) -> Response:
-        if isinstance(error, RuntimeError) and not is_memory_error(error):
-            raise error
-        status, message = _told(error)
-        headers = getattr(error, "headers", None) or ({"Retry-After": "5"} if status == 429 else None)
-        return JSONResponse(_error_content(status, message).model_dump(), status, headers)
-
-    system = (TimeoutError, MemoryError, OSError, RuntimeError)
-    for kind in (BusyError, *system, CabochonError, StarletteHTTPException, RequestValidationError):
-        app.add_exception_handler(kind, explain)
