@@ -142,9 +142,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         help="verify on speech and prompts of your own: a folder of NAME.wav with NAME.txt (what is said), "
         "NAME.de.txt (what it means in German) and prompts.txt",
     )
-    parser.add_argument(
-        "--language", default="English", help="spoken in --data and --calibration (default: %(default)s)"
-    )
+    parser.add_argument("--language", default="English", help="spoken in the folders of speech (default: %(default)s)")
 
 
 def _convert(arguments: argparse.Namespace) -> int:

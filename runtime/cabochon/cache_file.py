@@ -86,5 +86,7 @@ def _opened(path: Path) -> Iterator[Any]:
     # numpy, zipfile, tokenize and lzma raise every kind for bytes that are no such file.
     except PackageError:
         raise
-    except Exception as error:
-        raise PackageError(f"{path} is not a file of keys and values ({' '.join(str(error).split())}).") from None
+    except Exception:
+        raise PackageError(
+            f"{path} is not a file of keys and values: expected one that cabochon saved, such as a conversation."
+        ) from None

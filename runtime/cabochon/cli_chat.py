@@ -23,7 +23,7 @@ SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "see
 
 def add_chat_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    chat = commands.add_parser("chat", help="converse in text, about images, videos and sounds too")
+    chat = commands.add_parser("chat", allow_abbrev=False, help="converse in text, about images, videos and sounds too")
     add_model_arguments(chat, _chat)
     chat.add_argument("prompt", nargs="?", help="one question; without it, lines are read from standard input")
     chat.add_argument("--system", help="instruction that precedes the conversation")

@@ -33,14 +33,16 @@ from cabochon.package import Package, open_package
 
 def add_introspection_commands(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    info = commands.add_parser("info", help="show what a package holds, and what memory it takes")
+    info = commands.add_parser("info", allow_abbrev=False, help="show what a package holds, and what memory it takes")
     info.add_argument("package", help="folder that cabochon-convert wrote")
     info.add_argument("--check", action="store_true", help="hash every file again")
     info.add_argument("--json", action="store_true", help="print the facts as JSON")
     add_context_length(info)
     info.set_defaults(command=_info)
     _add_bench(commands)
-    doctor = commands.add_parser("doctor", help="see whether this machine can run cabochon, and a package")
+    doctor = commands.add_parser(
+        "doctor", allow_abbrev=False, help="see whether this machine can run cabochon, and a package"
+    )
     doctor.add_argument("package", nargs="?", type=Path, help="folder that cabochon-convert wrote")
     add_engine(doctor)
     add_context_length(doctor)
@@ -50,7 +52,9 @@ def add_introspection_commands(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     defaults = BenchSettings()
-    bench = commands.add_parser("bench", help="measure how fast a package runs here, and what it takes")
+    bench = commands.add_parser(
+        "bench", allow_abbrev=False, help="measure how fast a package runs here, and what it takes"
+    )
     bench.set_defaults(command=_bench)
     bench.add_argument("package", help="folder that cabochon-convert wrote")
     add_engine(bench)

@@ -7,6 +7,7 @@ import asyncio
 import ipaddress
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ KEY_VARIABLE = "CABOCHON_API_KEY"
 
 def add_serve_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    wyoming = commands.add_parser("wyoming", help="hear for Home Assistant's voice assistants")
+    wyoming = commands.add_parser("wyoming", allow_abbrev=False, help="hear for Home Assistant's voice assistants")
     add_model_arguments(wyoming, _serve_wyoming)
     _add_address(wyoming, 10300)
     wyoming.add_argument("--language", help="that is spoken where a client does not say")
@@ -29,7 +30,9 @@ def add_serve_command(commands: Any) -> None:
         "--to", nargs="+", default=[], metavar="LANGUAGE", help="offer a model that translates into each of these"
     )
 
-    serve = commands.add_parser("serve", help="answer other programs over HTTP, in the shapes of OpenAI's API")
+    serve = commands.add_parser(
+        "serve", allow_abbrev=False, help="answer other programs over HTTP, in the shapes of OpenAI's API"
+    )
     add_model_arguments(serve, _serve)
     _add_address(serve, 8642)
     serve.add_argument(
@@ -121,6 +124,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         host=arguments.host,
         names=tuple(arguments.allow_host),
     )
+    listening = _listen(arguments.host, arguments.port)
     server = make_server(create_app(model, settings), arguments.host, arguments.port)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
     address = f"http://{host}:{arguments.port}"
@@ -128,9 +132,15 @@ def _serve(arguments: argparse.Namespace) -> None:
         f"note: loaded in {load_seconds:.1f} s; {address} in a browser, {address}/v1 for programs, Ctrl-C ends it.",
         file=sys.stderr,
     )
+    server.run([listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """uvicorn would say in words of its own that it cannot, after ours that it does."""
     try:
-        server.run()
-    except SystemExit:  # uvicorn has told why
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(found[4][:2], family=found[0])
+    except OSError as error:
         raise RequestError(
-            f"{arguments.host}:{arguments.port} cannot be listened at: choose another --host or --port."
+            f"{host}:{port} cannot be listened at ({error.strerror}): choose another --host or --port."
         ) from None

@@ -51,14 +51,14 @@ from cabochon.wav import SoundFile
 
 def add_speech_commands(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    transcribe = commands.add_parser("transcribe", help="write down what is said in a sound file")
+    transcribe = commands.add_parser("transcribe", allow_abbrev=False, help="write down what is said in a sound file")
     add_model_arguments(transcribe, _transcribe)
     transcribe.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
     transcribe.add_argument("--language", help="spoken language, e.g. English or en (default: the model finds out)")
     add_length(transcribe)
     add_reporting(transcribe)
 
-    translate = commands.add_parser("translate", help="transcribe a sound file and translate it")
+    translate = commands.add_parser("translate", allow_abbrev=False, help="transcribe a sound file and translate it")
     add_model_arguments(translate, _translate)
     translate.add_argument("sound", help="WAV, FLAC, OGG or MP3 file")
     translate.add_argument(
@@ -68,7 +68,9 @@ def add_speech_commands(commands: Any) -> None:
     add_length(translate)
     add_reporting(translate)
 
-    live = commands.add_parser("listen", help="write down what is said into the microphone, and translate it")
+    live = commands.add_parser(
+        "listen", allow_abbrev=False, help="write down what is said into the microphone, and translate it"
+    )
     add_model_arguments(live, _listen)
     live.add_argument("--source", "--from", metavar="LANGUAGE", help="spoken language (needed to translate)")
     live.add_argument("--target", "--to", metavar="LANGUAGE", help="translate into this language")

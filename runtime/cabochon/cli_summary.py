@@ -46,7 +46,9 @@ from cabochon.wav import SoundFile
 
 def add_summary_command(commands: Any) -> None:
     """Args: commands: argparse's subparsers."""
-    summarize = commands.add_parser("summarize", help="summarize a sound file, or answer what you ask about it")
+    summarize = commands.add_parser(
+        "summarize", allow_abbrev=False, help="summarize a sound file, or answer what you ask about it"
+    )
     add_model_arguments(summarize, _summarize)
     summarize.add_argument("sound", help="WAV, FLAC, OGG or MP3 file, or the .json file of a transcript")
     summarize.add_argument(

@@ -1,4 +1,4 @@
-"""The whole way on one screen: wav → frames → audio encoder → embeddings → decode loop → text; images join in."""
+"""The whole way in one file: wav → frames → audio encoder → embeddings → decode loop → text; images join in."""
 
 from __future__ import annotations
 

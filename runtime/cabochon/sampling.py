@@ -39,12 +39,19 @@ class SamplingSettings:
     """Of the random choice; None draws one from the system."""
 
     def __post_init__(self) -> None:
-        sound = 0 <= self.temperature < math.inf and self.top_k >= 0 and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1
-        sound = sound and 0 < self.repetition_penalty < math.inf
-        if not sound or (self.seed is not None and self.seed < 0):
+        is_possible = {
+            "temperature": 0 <= self.temperature < math.inf,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+            "seed": self.seed is None or self.seed >= 0,
+        }
+        wrong = [f"{name} {getattr(self, name)}" for name, possible in is_possible.items() if not possible]
+        if wrong:
             raise RequestError(
-                f"{self} is impossible: expected temperature, top_k and seed >= 0, 0 < top_p <= 1, 0 <= min_p <= 1 and "
-                "repetition_penalty > 0."
+                f"{', '.join(wrong)} is impossible: expected temperature, top_k and seed >= 0, 0 < top_p <= 1, "
+                "0 <= min_p <= 1 and repetition_penalty > 0."
             )
 
     @classmethod
