@@ -27,9 +27,9 @@ except ImportError:
 
 LONGEST_TEMPLATE = 500_000
 """Characters; the published one has 12,000."""
-LEAST_WORK = 20_000_000
+LEAST_WORK = 1_000_000
 """Characters, items and turns that any template may make."""
-WORK_PER_INPUT = 50
+WORK_PER_INPUT = 200
 """That it may make besides, for each character and item that it is given."""
 LEAST_SECONDS, SECONDS_PER_INPUT, MOST_SECONDS = 5.0, 1e-4, 60.0
 """Of a processor, however little is made: for any input, for each character and item of it besides, and at most. A

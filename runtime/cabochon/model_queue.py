@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -120,6 +121,11 @@ class Place:
         future = asyncio.wrap_future(self._thread.submit(work))
         async with asyncio.timeout_at(self._deadline):
             return await future
+
+    def run_later(self, work: Callable[[], object]) -> None:
+        """Do something in the model's thread when what is under way there has ended; nothing if the line is closed."""
+        with suppress(RuntimeError):
+            self._thread.submit(work)
 
     def close(self) -> None:
         """Leave the line."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from functools import partial
 
 import numpy as np
 
 from cabochon.arrays import Float32Array
+from cabochon.freed_memory import return_freed_memory
 from cabochon.live_speech import LiveSpeech
 from cabochon.long_speech import SpokenPart, start_segmenter
 from cabochon.model_queue import ModelQueue
@@ -73,5 +75,18 @@ class ReceivedSpeech:
 
     def _leave(self, hearing: asyncio.Task[None]) -> None:
         self._place.close()
-        if not hearing.cancelled():
+        if hearing.cancelled():
+            _forget()
+            self._place.run_later(_forget)  # what was under way
+        else:
             hearing.exception()  # which nobody may ask for
+
+
+def _forget() -> None:
+    """The error that a cancelled task keeps refers to the task by its frames, and so to sounds and caches.
+
+    Python looks for such circles by the number of objects, not by their size: hundreds of clients who went away would
+    take a gigabyte.
+    """
+    gc.collect()
+    return_freed_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,7 @@ from wyoming.error import Error
 from wyoming.info import Describe, Info
 
 import cabochon
+from cabochon.live_speech import LiveSpeech
 from cabochon.wav import resample
 from cabochon.wyoming_server import WyomingSettings, samples_of, serve_wyoming
 
@@ -290,3 +292,27 @@ def test_so_many_connect_and_no_more(model: cabochon.Model, monkeypatch: pytest.
         return refused_at_once == b"" and await client.read_event() is not None
 
     assert ask(model, SETTINGS, talk) is True
+
+
+def test_what_clients_who_went_away_had_said_is_forgotten_at_once(model: cabochon.Model) -> None:
+    sound, _ = soundfile.read(TINY / "demo" / REFERENCES["en"]["file"], dtype="int16")
+
+    async def talk(client: AsyncTcpClient) -> object:
+        host, port = "127.0.0.1", client.port
+        for _ in range(3):
+            async with AsyncTcpClient(host, port) as other:
+                await other.write_event(Transcribe(language="en").event())
+                await other.write_event(AudioStart(16_000, 2, 1).event())
+                await other.write_event(AudioChunk(16_000, 2, 1, sound.tobytes()).event())
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if not any(type(each) is LiveSpeech for each in gc.get_objects()):
+                return "forgotten"
+        return "kept"
+
+    gc.collect()
+    gc.disable()  # Python would look for circles when there are many objects, however large
+    try:
+        assert ask(model, SETTINGS, talk) == "forgotten"
+    finally:
+        gc.enable()
